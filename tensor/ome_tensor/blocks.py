@@ -1,0 +1,359 @@
+"""The stored blocks of one record: planes or chunks, found once, each seen as a (Z, Y, X) array without copying a pixel.
+
+Three payloads: Arrow lists of numbers, bytes with a dtype and perhaps a compression, and the Python sequences of a dict.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import InvalidRecord
+from .pixel_types import payload_dtype
+from .record import ImageMeta, Record, field_of
+
+__all__ = ["Blocks", "ChunkCache", "find_blocks"]
+
+_CODECS = frozenset({"brotli", "bz2", "gzip", "lz4", "lz4_raw", "snappy", "zstd"})
+_GEOMETRY = ("t", "z", "c", "y", "x", "shape_z", "shape_y", "shape_x")
+
+
+class ChunkCache:
+    """Decompressed chunks, least recently used out first; shared by the indexes it is handed to.
+
+    Args:
+        max_bytes: Bound on the bytes kept. A chunk larger than this is decompressed anew each time.
+    """
+
+    def __init__(self, max_bytes: int = 64 << 20) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._entries: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._owners = itertools.count()
+
+    def new_owner(self) -> int:
+        """A number no other index uses in this cache."""
+        return next(self._owners)
+
+    def get(self, key: tuple[int, int]) -> np.ndarray | None:
+        """The chunk of ``(owner, block)``, or ``None``."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+            return entry
+
+    def put(self, key: tuple[int, int], chunk: np.ndarray) -> None:
+        """Keep a chunk, forgetting old ones to stay inside the bound."""
+        with self._lock:
+            if chunk.nbytes > self.max_bytes or key in self._entries:
+                return
+            self._entries[key] = chunk
+            self.nbytes += chunk.nbytes
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+
+class Payload(Protocol):
+    """The pixels of all blocks, by block number."""
+
+    #: Dtype of the stored values where all blocks share one, else ``None``.
+    dtype: np.dtype | None
+    #: Whether pixels are stored as bytes, so that there are no Arrow values to hand out.
+    bytes_backed: bool
+
+    def length(self, block: int) -> int | None:
+        """Number of stored values, or ``None`` where only decoding can tell."""
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        """The stored values as a 1-D array of any length; ``expected`` is what the geometry wants."""
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where all blocks lie in one typed memory: ``(uint8 memory, byte offset of each block)``; ``None`` where they do not."""
+
+
+class ListPayload:
+    """Pixels in an Arrow list column: one flat array, offsets into it."""
+
+    bytes_backed = False
+
+    def __init__(self, lists: pa.Array, what: str) -> None:
+        values, offsets = _flatten(lists, what)
+        first, last = int(offsets[0]), int(offsets[-1])
+        values = values.slice(first, last - first)
+        if values.null_count:
+            raise InvalidRecord(f"{what} hold {values.null_count} null pixels", field=what)
+        self.flat = values.to_numpy(zero_copy_only=False)
+        if self.flat.dtype.kind not in "biufc":
+            raise InvalidRecord(f"{what} are not numbers but {values.type}", field=what, value=str(values.type))
+        self._offsets = offsets - first
+        self.dtype: np.dtype | None = self.flat.dtype
+
+    def length(self, block: int) -> int:
+        return int(self._offsets[block + 1] - self._offsets[block])
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        return self.flat[self._offsets[block] : self._offsets[block + 1]]
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.flat.view(np.uint8), self._offsets * self.flat.dtype.itemsize
+
+
+def _flatten(lists: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
+    """The child array of a list array and the offsets (int64, one more than lists) into it."""
+    if isinstance(lists, (pa.ListArray, pa.LargeListArray)):
+        return lists.values, lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    if isinstance(lists, pa.FixedSizeListArray):
+        width = lists.type.list_size
+        return lists.values, (np.arange(len(lists) + 1, dtype=np.int64) + lists.offset) * width
+    raise InvalidRecord(f"{what} must be lists of numbers, not {lists.type}", field=what, value=str(lists.type))
+
+
+class BytesPayload:
+    """Pixels as bytes, each chunk with its dtype and compression; a chunk without bytes may have a list instead."""
+
+    bytes_backed = True
+
+    def __init__(self, chunks: pa.StructArray, fallback: np.dtype, cache: ChunkCache) -> None:
+        names = {field.name for field in chunks.type}
+        column = chunks.field("pixel_bytes")
+        if not isinstance(column, (pa.BinaryArray, pa.LargeBinaryArray)):
+            column = column.cast(pa.large_binary())
+        wide = isinstance(column, pa.LargeBinaryArray)
+        _, offsets, data = column.buffers()
+        count = len(column)
+        self._offsets = np.frombuffer(offsets, np.int64 if wide else np.int32)[column.offset :][: count + 1].astype(np.int64)
+        self._data = np.frombuffer(data if data is not None else b"", np.uint8)
+        self._lists: ListPayload | None = None
+        self._is_list = np.zeros(count, bool)
+        if column.null_count:
+            self._is_list = column.is_null().to_numpy(zero_copy_only=False)
+            if "pixels" in names and chunks.field("pixels").type != pa.null():
+                self._lists = ListPayload(chunks.field("pixels"), "chunks.pixels")
+        self._dtypes, self._dtype_of = _dictionary(chunks, "dtype", names, lambda text: payload_dtype(text, fallback))
+        self._codecs, self._codec_of = _dictionary(chunks, "compression", names, _codec)
+        plain = not self._is_list.any() and len(self._dtypes) == 1
+        self.dtype: np.dtype | None = self._dtypes[0] if plain else None
+        self._addressable = plain and self._codecs == [None]
+        self._cache = cache
+        self._owner = cache.new_owner()
+
+    def length(self, block: int) -> int | None:
+        if self._is_list[block]:
+            return self._lists.length(block) if self._lists else 0
+        if self._codecs[self._codec_of[block]] is not None:
+            return None
+        nbytes, itemsize = int(self._offsets[block + 1] - self._offsets[block]), self._dtypes[self._dtype_of[block]].itemsize
+        # Bytes left over mean a wrong length too; there is no number of values to name then, so name one that cannot be right.
+        return nbytes // itemsize if nbytes % itemsize == 0 else -1
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        if self._is_list[block]:
+            return self._lists.values(block, expected) if self._lists else np.empty(0, np.uint8)
+        dtype, codec = self._dtypes[self._dtype_of[block]], self._codecs[self._codec_of[block]]
+        raw = self._data[self._offsets[block] : self._offsets[block + 1]]
+        if codec is None:
+            return raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
+        key = (self._owner, block)
+        decoded = self._cache.get(key)
+        if decoded is None:
+            try:
+                buffer = pa.Codec(codec).decompress(pa.py_buffer(raw), decompressed_size=expected * dtype.itemsize)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise InvalidRecord(
+                    f"chunk {block}: its {codec} bytes do not decompress to {expected} pixels: {error}", field="chunks.pixel_bytes"
+                ) from error
+            decoded = np.frombuffer(buffer, dtype)
+            self._cache.put(key, decoded)
+        return decoded
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return (self._data, self._offsets) if self._addressable else None
+
+
+def _dictionary(chunks: pa.StructArray, name: str, names: set[str], parse: Any) -> tuple[list[Any], np.ndarray]:
+    """A text column as its parsed distinct values and, for each chunk, which of them."""
+    if name not in names or chunks.field(name).type == pa.null():
+        return [parse(None)], np.zeros(len(chunks), np.int64)
+    # Nulls become a value of their own: "no compression", "the image's dtype".
+    encoded = pc.dictionary_encode(chunks.field(name).cast(pa.string()), null_encoding="encode")
+    return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _codec(name: str | None) -> str | None:
+    text = (name or "").strip().lower()
+    if text in ("", "none"):
+        return None
+    if text not in _CODECS or not pa.Codec.is_available(text):
+        raise InvalidRecord(f"chunk compression {name!r} is not supported", field="chunks.compression", value=name)
+    return text
+
+
+class ObjectPayload:
+    """The Python sequences of a dict, each turned into an array once, when first asked for."""
+
+    dtype: np.dtype | None = None
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]], what: str, fallback: np.dtype, cache: ChunkCache) -> None:
+        self._entries = entries
+        self._what = what
+        self._fallback = fallback
+        self._arrays: dict[int, np.ndarray] = {}
+        self._cache = cache
+        self.bytes_backed = any(entry.get("pixel_bytes") is not None for entry in entries)
+
+    def length(self, block: int) -> None:
+        return None
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        array = self._arrays.get(block)
+        if array is None:
+            array = self._arrays[block] = self._read(block, expected)
+        return array
+
+    def _read(self, block: int, expected: int) -> np.ndarray:
+        entry = self._entries[block]
+        raw = entry.get("pixel_bytes")
+        if raw is not None:
+            one = pa.array([{"pixel_bytes": raw, "dtype": entry.get("dtype"), "compression": entry.get("compression")}])
+            return BytesPayload(one, self._fallback, self._cache).values(0, expected)
+        try:
+            array = np.asarray(entry.get("pixels")).reshape(-1)
+        except (TypeError, ValueError):
+            array = np.empty(0, object)
+        if array.dtype.kind not in "biufc":
+            raise InvalidRecord(f"{self._what}[{block}].pixels is not a sequence of numbers", field=f"{self._what}[{block}].pixels")
+        return array
+
+    def addresses(self) -> None:
+        return None
+
+
+class Blocks:
+    """All stored blocks of a record.
+
+    Attributes:
+        what: ``planes`` or ``chunks``.
+        t, z, c, y, x: int64 arrays: each block's origin in the image.
+        nz, ny, nx: int64 arrays: each block's size in elements.
+        payload: Their pixels.
+    """
+
+    def __init__(self, what: str, geometry: Mapping[str, np.ndarray], payload: Payload) -> None:
+        self.what = what
+        self.t, self.z, self.c, self.y, self.x, self.nz, self.ny, self.nx = (geometry[name] for name in _GEOMETRY)
+        self.payload = payload
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def name(self, block: int) -> str:
+        """A block for an error message."""
+        place = f"t={self.t[block]}, z={self.z[block]}, c={self.c[block]}"
+        return f"plane ({place})" if self.what == "planes" else f"chunk ({place}, y={self.y[block]}, x={self.x[block]})"
+
+    def flat(self, block: int) -> np.ndarray:
+        """The stored values of a block, 1-D, ZYX order, in the stored dtype.
+
+        Raises:
+            InvalidRecord: there are more or fewer than the block's size.
+        """
+        expected = int(self.nz[block] * self.ny[block] * self.nx[block])
+        values = self.payload.values(block, expected)
+        stored = self.payload.length(block)
+        if (len(values) if stored is None else stored) != expected:
+            raise InvalidRecord(
+                f"{self.name(block)}: pixels length {len(values) if stored in (None, -1) else stored} != expected {expected}",
+                field=self.what,
+            )
+        return values
+
+    def array(self, block: int) -> np.ndarray:
+        """A block as a (Z, Y, X) array on the stored memory."""
+        return self.flat(block).reshape(self.nz[block], self.ny[block], self.nx[block])
+
+    def check_geometry(self, meta: ImageMeta) -> None:
+        """InvalidRecord where a block lies outside the image: it could not be placed, and a block elsewhere may be what is missing."""
+        t, z, c, y, x = meta.extent
+        bad = (self.t < 0) | (self.t >= t) | (self.c < 0) | (self.c >= c)
+        for origin, count, size in ((self.z, self.nz, z), (self.y, self.ny, y), (self.x, self.nx, x)):
+            bad |= (origin < 0) | (count <= 0) | (count > size) | (origin > size - count)
+        if bad.any():
+            block = int(np.argmax(bad))
+            shape = (int(self.nz[block]), int(self.ny[block]), int(self.nx[block]))
+            raise InvalidRecord(
+                f"{self.name(block)} of shape {shape} has an invalid shape or origin: its extent is out of range of the image {tuple(meta.extent)}",
+                field=self.what,
+            )
+
+
+def find_blocks(record: Record, meta: ImageMeta, cache: ChunkCache) -> Blocks:
+    """The record's chunks if it has any, else its planes.
+
+    Raises:
+        InvalidRecord: neither, a chunk order other than ZYX, or fields missing from the entries.
+    """
+    chunks = field_of(record, "chunks")
+    entries = chunks.values if isinstance(chunks, pa.Scalar) else chunks
+    if entries is not None and len(entries):
+        if meta.chunk_order != "ZYX":
+            raise InvalidRecord(
+                f"Only chunk_order='ZYX' is supported for now, not {meta.chunk_order!r}", field="chunk_grid.chunk_order"
+            )
+        return _blocks_of(entries, "chunks", meta, cache)
+    planes = field_of(record, "planes")
+    entries = planes.values if isinstance(planes, pa.Scalar) else planes
+    if entries is not None and len(entries):
+        return _blocks_of(entries, "planes", meta, cache)
+    raise InvalidRecord("the OME-Arrow record holds no pixels: neither planes nor chunks", field="planes")
+
+
+def _blocks_of(entries: Any, what: str, meta: ImageMeta, cache: ChunkCache) -> Blocks:
+    wanted = _GEOMETRY if what == "chunks" else _GEOMETRY[:3]
+    geometry: dict[str, np.ndarray] = {}
+    for name in wanted:
+        geometry[name] = _column(entries, name, what)
+    if what == "planes":
+        zeros = np.zeros(len(entries), np.int64)
+        ones = zeros + 1
+        geometry |= {"y": zeros, "x": zeros, "shape_z": ones, "shape_y": ones * meta.extent.y, "shape_x": ones * meta.extent.x}
+    payload: Payload
+    if not isinstance(entries, pa.Array):
+        payload = ObjectPayload(entries, what, meta.dtype, cache)
+    elif "pixel_bytes" in {field.name for field in entries.type}:
+        payload = BytesPayload(entries, meta.dtype, cache)
+    else:
+        try:
+            lists = entries.field("pixels")
+        except KeyError:
+            raise InvalidRecord(f"{what} entries have no pixels", field=f"{what}.pixels") from None
+        payload = ListPayload(lists, f"{what}.pixels")
+    blocks = Blocks(what, geometry, payload)
+    blocks.check_geometry(meta)
+    return blocks
+
+
+def _column(entries: Any, name: str, what: str) -> np.ndarray:
+    """One integer field of all entries as int64."""
+    field = f"{what}.{name}"
+    try:
+        if isinstance(entries, pa.Array):
+            column = entries.field(name)
+            if column.null_count:
+                raise InvalidRecord(f"{field} is null in {column.null_count} entries", field=field)
+            array = column.to_numpy(zero_copy_only=False)
+        else:
+            array = np.asarray([entry[name] for entry in entries])
+    except (KeyError, TypeError):
+        raise InvalidRecord(f"{field} is missing", field=field) from None
+    if array.dtype.kind not in "iu":
+        raise InvalidRecord(f"{field} must be integers", field=field)
+    return array.astype(np.int64, copy=False)

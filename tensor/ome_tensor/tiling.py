@@ -1,0 +1,252 @@
+"""How a view is cut into tiles, in which order, and which of them one reader gets.
+
+Pure arithmetic on a :class:`~ome_tensor.selection.Selection`. The order of a read is: enumerate all tiles (t, then z, y, x) -> drop by edge
+policy -> shuffle by seed -> shard -> skip. Nothing longer than one permutation of integers is ever built; without a shuffle not even that.
+
+A shuffled order is the one upstream gives for the same seed: ``random.Random(seed).shuffle`` on the enumeration. (The permutation that shuffle
+makes depends only on the length, so shuffling the numbers is shuffling the tiles.)
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from .errors import InvalidArgument
+from .selection import Indices, Selection, compact
+
+__all__ = ["MAX_SEED", "Order", "Tile", "TileSequence", "Tiling", "check_seed"]
+
+TilingKind: TypeAlias = Literal["whole", "time_batches", "tiles", "tiles_3d"]
+Edge: TypeAlias = Literal["clip", "pad", "drop"]
+
+EDGES: tuple[Edge, ...] = ("clip", "pad", "drop")
+
+#: Seeds travel as uint64.
+MAX_SEED = 2**64 - 1
+
+
+def positive(value: object, name: str, complaint: str) -> int:
+    """A positive integer, or InvalidArgument with ``complaint``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidArgument(f"{name} must be an integer, not {value!r}", field=name, value=value)
+    number = int(value.__index__())
+    if number <= 0:
+        raise InvalidArgument(f"{complaint}: {value!r}", field=name, value=value)
+    return number
+
+
+def check_seed(seed: object) -> int | None:
+    """A seed as a uint64, or ``None``. ``random.Random`` takes a negative seed for its absolute value, and so does this.
+
+    Raises:
+        InvalidArgument: not an integer, or one that does not fit in 64 bits.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise InvalidArgument(f"seed must be an integer, not {seed!r}", field="seed", value=seed)
+    number = abs(int(seed.__index__()))
+    if number > MAX_SEED:
+        raise InvalidArgument(f"seed must fit in 64 bits: {seed}", field="seed", value=seed)
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How to cut a view.
+
+    Attributes:
+        kind: ``whole``: one tile; ``time_batches``: ``t`` time indices each; ``tiles``: ``h`` x ``w`` pixels with all t, z, c;
+            ``tiles_3d``: ``z`` x ``h`` x ``w`` for one t with all c.
+        t, z, h, w: Sizes in elements, as far as the kind uses them.
+        edge: What happens to tiles that stick out: ``clip`` them, ``pad`` them to full size, or ``drop`` them. Time batches cannot be padded.
+        pad: The value to pad with.
+    """
+
+    kind: TilingKind = "whole"
+    t: int = 0
+    z: int = 0
+    h: int = 0
+    w: int = 0
+    edge: Edge = "clip"
+    pad: float = 0
+
+    def __post_init__(self) -> None:
+        if self.edge not in EDGES:
+            raise InvalidArgument(f"edge must be one of {', '.join(EDGES)}, not {self.edge!r}", field="edge", value=self.edge)
+        if self.edge == "pad" and self.kind in ("whole", "time_batches"):
+            raise InvalidArgument("edge='pad' is for tiles of one size, not for time batches", field="edge", value=self.edge)
+
+    @classmethod
+    def time_batches(cls, size: object, edge: Edge = "clip") -> Tiling:
+        """Batches of ``size`` time indices."""
+        return cls("time_batches", t=positive(size, "batch_size", "batch_size must be > 0"), edge=edge)
+
+    @classmethod
+    def tiles(cls, size: object, edge: Edge = "clip", pad: float = 0, *, name: str = "tile_size") -> Tiling:
+        """Tiles of ``(h, w)`` pixels."""
+        h, w = _sizes(size, 2, name, f"{name} must be (tile_h, tile_w)", "tiles must be positive")
+        return cls("tiles", h=h, w=w, edge=edge, pad=pad)
+
+    @classmethod
+    def tiles_3d(cls, size: object, edge: Edge = "clip", pad: float = 0) -> Tiling:
+        """Tiles of ``(z, h, w)`` elements."""
+        z, h, w = _sizes(size, 3, "tile_size", "tile_size must be (tile_z, tile_h, tile_w)", "tile_size entries must be positive")
+        return cls("tiles_3d", z=z, h=h, w=w, edge=edge, pad=pad)
+
+
+def _sizes(size: object, count: int, name: str, form: str, complaint: str) -> tuple[int, ...]:
+    if isinstance(size, (str, bytes)) or not isinstance(size, Sequence) or len(size) != count:
+        raise InvalidArgument(f"{form}, not {size!r}", field=name, value=size)
+    return tuple(positive(entry, name, complaint) for entry in size)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order, and which part of it.
+
+    Attributes:
+        shuffle: Whether to shuffle.
+        seed: uint64; ``None`` with ``shuffle`` means a fresh random order.
+        shard_index, shard_count: This reader gets every ``shard_count``-th tile of the order, from ``shard_index`` on.
+        start: Tiles of this reader's part to skip (resume).
+    """
+
+    shuffle: bool = False
+    seed: int | None = None
+    shard_index: int = 0
+    shard_count: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shard_count < 1:
+            raise InvalidArgument(f"shard_count must be positive: {self.shard_count}", field="shard_count", value=self.shard_count)
+        if not 0 <= self.shard_index < self.shard_count:
+            raise InvalidArgument(
+                f"shard_index {self.shard_index} must be in [0, {self.shard_count})", field="shard_index", value=self.shard_index
+            )
+        if self.start < 0:
+            raise InvalidArgument(f"start must be >= 0: {self.start}", field="start", value=self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One block of a view.
+
+    Attributes:
+        position: Where it stands in this read, from 0; what a resume counts.
+        number: Its number in the row-major enumeration after the edge policy; the same in every order and shard.
+        selection: Its pixels, in image coordinates, clipped to the view.
+        shape: (T, Z, C, H, W) as delivered: the selection's, or the full size where padded.
+    """
+
+    position: int
+    number: int
+    selection: Selection
+    shape: tuple[int, int, int, int, int]
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the delivered block is larger than its pixels."""
+        return self.shape != self.selection.shape
+
+
+class TileSequence(Sequence[Tile]):
+    """The tiles of one read: ``len()``, indexing by position and iteration, computed on demand.
+
+    Args:
+        selection: What the view shows.
+        tiling: How it is cut.
+        order: Row-major or shuffled, shard, start.
+
+    Attributes:
+        total: Number of tiles in the enumeration after the edge policy, over all shards.
+        uniform: Whether every tile of the enumeration has the same delivered shape.
+    """
+
+    def __init__(self, selection: Selection, tiling: Tiling, order: Order | None = None) -> None:
+        self.selection = selection
+        self.tiling = tiling
+        self.order = order = order or Order()
+        nt, nz, _, h, w = selection.shape
+        # Tile sizes along t, z, y, x; an axis that is not cut is one tile, present even where it is empty (an empty view has its tiles, as upstream).
+        sizes = {
+            "whole": (nt, nz, h, w),
+            "time_batches": (tiling.t, nz, h, w),
+            "tiles": (nt, nz, tiling.h, tiling.w),
+            "tiles_3d": (1, tiling.z, tiling.h, tiling.w),
+        }[tiling.kind]
+        cut = {"whole": "", "time_batches": "t", "tiles": "yx", "tiles_3d": "tzyx"}[tiling.kind]
+        counts = []
+        uniform = True
+        for axis, length, size in zip("tzyx", (nt, nz, h, w), sizes, strict=True):
+            if axis not in cut:
+                counts.append(1)
+            elif tiling.edge == "drop":
+                counts.append(length // size)
+            else:
+                counts.append(-(-length // size))
+                uniform = uniform and (tiling.edge == "pad" or length % size == 0 or (length < size and tiling.edge == "clip"))
+        self._sizes = sizes
+        self._counts = counts
+        self.uniform = uniform
+        self.total = counts[0] * counts[1] * counts[2] * counts[3]
+        self._t = selection.t
+        self._permutation: Sequence[int] | None = None
+        if order.shuffle and self.total:
+            if tiling.kind == "time_batches":
+                # Upstream shuffles the time indices and cuts them into batches afterwards.
+                self._t = compact([selection.t[i] for i in permutation(nt, order.seed)])
+            else:
+                self._permutation = permutation(self.total, order.seed)
+        in_shard = max(0, -(-(self.total - order.shard_index) // order.shard_count))
+        self._length = max(0, in_shard - order.start)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        position = self.order.start + index
+        place = self.order.shard_index + position * self.order.shard_count
+        return self.tile(place if self._permutation is None else self._permutation[place], position)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return map(self.__getitem__, range(self._length))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """The largest delivered (T, Z, C, H, W): every tile's where :attr:`uniform`."""
+        nt, nz, nc, h, w = self.selection.shape
+        full = (self._sizes[0], self._sizes[1], nc, self._sizes[2], self._sizes[3])
+        if self.tiling.edge == "pad":
+            return full
+        return min(full[0], nt), min(full[1], nz), nc, min(full[3], h), min(full[4], w)
+
+    def tile(self, number: int, position: int = 0) -> Tile:
+        """The tile of that number of the enumeration."""
+        rest, ix = divmod(number, self._counts[3])
+        rest, iy = divmod(rest, self._counts[2])
+        it, iz = divmod(rest, self._counts[1])
+        st, sz, sh, sw = self._sizes
+        whole = self.selection
+        x, y = ix * sw, iy * sh
+        w, h = min(sw, whole.w - x), min(sh, whole.h - y)
+        t: Indices = self._t if self._counts[0] == 1 else self._t[it * st : it * st + st]
+        z: Indices = whole.z if self._counts[1] == 1 else whole.z[iz * sz : iz * sz + sz]
+        selection = Selection(t, z, whole.c, whole.x + x, whole.y + y, w, h)
+        shape = (len(t), sz, len(whole.c), sh, sw) if self.tiling.edge == "pad" else selection.shape
+        return Tile(position, number, selection, shape)
+
+
+def permutation(length: int, seed: int | None) -> Sequence[int]:
+    """Numbers 0 to ``length`` - 1 in the order that ``random.Random(seed).shuffle`` gives a list of that length."""
+    numbers = list(range(length))
+    random.Random(seed).shuffle(numbers)
+    # 8 bytes each from here on instead of an object each.
+    return array("q", numbers)
