@@ -23,7 +23,7 @@ import pyarrow as pa
 from .blocks import Blocks, ChunkCache, find_blocks
 from .errors import InvalidRecord, InvalidSelection
 from .record import ImageMeta, Record, first_record, read_meta
-from .selection import Indices, Selection, as_index
+from .selection import Indices, Selection, as_index, compact
 
 __all__ = ["DensePixels", "LoadedPlanes", "PixelIndex", "Pixels", "StoredPixels", "pixels_of"]
 
@@ -60,7 +60,8 @@ class PixelIndex:
     def __init__(self, record: Record, meta: ImageMeta | None = None, cache: ChunkCache | None = None) -> None:
         self.meta = meta or read_meta(record)
         self.blocks: Blocks = find_blocks(record, self.meta, cache or ChunkCache())
-        self._cells = self._block = None
+        self._cells: np.ndarray | None = None
+        self._block: tuple[int, ...] | None = None
         self._dense: np.ndarray | None = None
         self._by_plane: dict[tuple[int, int], np.ndarray] | None = None
         if self._find_grid():
@@ -123,17 +124,14 @@ class PixelIndex:
         )
         if not np.array_equal(start, even):
             return
+        if any(step % dtype.itemsize for step in steps):
+            return
         step_t, step_c, step_z = steps
         lowest = int(start.min())
-        # as_strided cannot check bounds, but every address in `start` is a block that was checked above.
-        base = np.frombuffer(memory, dtype, count=(int(start.max()) - lowest + plane) // dtype.itemsize, offset=lowest) if (
-            all(step % dtype.itemsize == 0 for step in steps)
-        ) else None
-        if base is None:
-            return
-        flat = base[(first - lowest) // dtype.itemsize :]
+        flat = np.frombuffer(memory, dtype, count=(int(start.max()) - lowest + plane) // dtype.itemsize, offset=lowest)
+        # as_strided cannot check bounds, but every address in `start` is of a block whose size was checked above.
         self._dense = np.lib.stride_tricks.as_strided(
-            flat,
+            flat[(first - lowest) // dtype.itemsize :],
             shape=tuple(extent),
             strides=(step_t, step_z, step_c, extent.x * dtype.itemsize, dtype.itemsize),
             writeable=False,
@@ -305,30 +303,34 @@ class DensePixels:
     """Pixels of one selection already in memory, addressed by image coordinates.
 
     Args:
-        meta: The image's metadata.
         selection: What ``array`` holds.
         array: Its pixels, TZCYX.
-        flat_values: Answers ``mode="arrow"``, for which these pixels do not suffice.
+        beyond: Where everything else comes from: other pixels, and the stored values of ``mode="arrow"``.
     """
 
-    def __init__(self, meta: ImageMeta, selection: Selection, array: np.ndarray, flat_values: Callable[[Selection], np.ndarray]) -> None:
-        self.meta = meta
+    def __init__(self, selection: Selection, array: np.ndarray, beyond: Pixels) -> None:
+        self.meta = beyond.meta
+        self._selection = selection
         self._array = array
-        self._origin = (selection.y, selection.x)
+        self._beyond = beyond
         # Of an index selected twice either copy will do: they are equal.
         self._places = [{index: place for place, index in enumerate(axis)} for axis in (selection.t, selection.z, selection.c)]
-        self._flat_values = flat_values
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """See :meth:`Pixels.gather`."""
-        s = selection
-        t, z, c = (tuple(place[i] for i in axis) for place, axis in zip(self._places, (s.t, s.z, s.c), strict=True))
-        y, x = s.y - self._origin[0], s.x - self._origin[1]
+        s, held = selection, self._selection
+        y, x = s.y - held.y, s.x - held.x
+        axes = (s.t, s.z, s.c)
+        inside = y >= 0 and x >= 0 and y + s.h <= held.h and x + s.w <= held.w
+        if not inside or not all(index in place for place, axis in zip(self._places, axes, strict=True) for index in axis):
+            self._beyond.gather(selection, out)
+            return
+        t, z, c = (compact([place[index] for index in axis]) for place, axis in zip(self._places, axes, strict=True))
         copy_dense(self._array, Selection(t, z, c, x, y, s.w, s.h), out)
 
     def flat_values(self, selection: Selection) -> np.ndarray:
         """See :meth:`Pixels.flat_values`."""
-        return self._flat_values(selection)
+        return self._beyond.flat_values(selection)
 
 
 def copy_dense(source: np.ndarray, s: Selection, out: np.ndarray) -> None:

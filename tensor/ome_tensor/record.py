@@ -168,7 +168,10 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
 
 def _grid(grid: Mapping[str, Any]) -> ChunkGrid | None:
     y, x = grid.get("chunk_y"), grid.get("chunk_x")
-    return None if y is None or x is None else ChunkGrid(int(y), int(x))
+    if y is None or x is None:
+        return None
+    z, c, t = (grid.get(f"chunk_{axis}") for axis in "zct")
+    return ChunkGrid(int(y), int(x), *(1 if size is None else int(size) for size in (z, c, t)))
 
 
 def _channel(entry: Mapping[str, Any]) -> Channel:

@@ -59,10 +59,13 @@ class Extent(NamedTuple):
 
 
 class ChunkGrid(NamedTuple):
-    """The stored blocks' size in pixels, as far as ``tile=(tile_y, tile_x)`` needs it."""
+    """The stored blocks' size in elements; ``tile=(tile_y, tile_x)`` counts in it."""
 
     y: int
     x: int
+    z: int = 1
+    c: int = 1
+    t: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +310,7 @@ def _roi_of_tile(tile: tuple[int, ...], extent: Extent, grid: ChunkGrid | None) 
     if grid is None:
         raise InvalidSelection("tile selection requires chunk_grid metadata", field="tile", value=tile)
     if grid.y <= 0 or grid.x <= 0:
-        raise InvalidRecord(f"chunk_grid chunk sizes must be positive: {tuple(grid)}", field="chunk_grid", value=tuple(grid))
+        raise InvalidRecord(f"chunk_grid chunk sizes must be positive: {grid.y} x {grid.x}", field="chunk_grid", value=grid[:2])
     tile_y, tile_x = tile
     if tile_y < 0 or tile_x < 0:
         raise InvalidSelection(f"tile indices must be non-negative: {tile}", field="tile", value=tile)

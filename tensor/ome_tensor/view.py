@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ from .pixels import LoadedPlanes, Pixels, StoredPixels, pixels_of
 from .plan import CHUNK_POLICIES, Plan, ResolvedPlan, check_policy
 from .prefetch import Prefetcher
 from .record import ImageMeta
-from .selection import narrow
+from .selection import Selection, narrow
+from .slabs import Slab
 from .tiling import Order, Tile, TileSequence, Tiling
 
 __all__ = ["TensorView"]
@@ -94,16 +95,20 @@ class TensorView(TensorExports):
         self._lock = threading.Lock()
 
     @classmethod
-    def of_pixels(cls, pixels: Pixels, resolved: ResolvedPlan, override: np.dtype | None = None) -> TensorView:
+    def of_pixels(
+        cls, pixels: Pixels, resolved: ResolvedPlan, override: np.dtype | None = None, memory: np.ndarray | None = None
+    ) -> Self:
         """A view of pixels that are found already: what a server and a collected remote view start from.
 
         Args:
             pixels: Where they come from.
             resolved: The plan fitted to that image.
             override: The dtype the caller asked for, or ``None``; ``mode="arrow"`` cannot give any but the stored one.
+            memory: The whole view in its layout where it has been read already; private memory, which the view then keeps.
         """
         view = cls.__new__(cls)
         view._open(pixels, resolved, override)
+        view._memory = memory
         return view
 
     @property
@@ -112,11 +117,16 @@ class TensorView(TensorExports):
         return "cpu"
 
     @property
+    def resolved(self) -> ResolvedPlan:
+        """What the view shows: selection in image coordinates, layout, dtype."""
+        return self._resolved
+
+    @property
     def meta(self) -> ImageMeta:
         """The image's metadata."""
         return self._pixels.meta
 
-    def with_layout(self, layout: str) -> TensorView:
+    def with_layout(self, layout: str) -> Self:
         """The same selection in another layout; ``None`` or ``""`` for the default. Raises InvalidArgument for a malformed one."""
         resolved = self._resolved
         selection, dtype = resolved.selection, resolved.dtype
@@ -126,7 +136,7 @@ class TensorView(TensorExports):
             self._override,
         )
 
-    def __getitem__(self, key: Any) -> TensorView:
+    def __getitem__(self, key: Any) -> Self:
         """A narrower view by NumPy basic indexing on this view's axes; see :func:`ome_tensor.selection.narrow` for what is refused."""
         resolved = self._resolved
         selection, layout = narrow(resolved.check().shown, resolved.layout, key)
@@ -140,22 +150,33 @@ class TensorView(TensorExports):
     def _array(self) -> np.ndarray:
         with self._lock:
             if self._memory is None:
-                resolved = self._resolved.check()
-                # All selected channels are given room even where the layout shows the first only, so that the strides are those of the
-                # whole selection, as upstream's are; room that is never touched costs nothing.
-                full = np.empty(resolved.selection.shape, resolved.dtype)
-                shown = full[:, :, : len(resolved.shown.c)]
-                self._read_into(shown)
-                self._memory = apply_layout(shown, resolved.layout)
+                self._memory = apply_layout(self.read_shown(), self._resolved.layout)
             return self._memory
+
+    def read_shown(self) -> np.ndarray:
+        """The pixels that the view shows, read anew into private memory: TZCYX, only the first channel where only that is shown.
+
+        All selected channels are given room even then, so that the strides are those of the whole selection, as upstream's are; room that is
+        never touched costs nothing.
+        """
+        resolved = self._resolved.check()
+        shown = np.empty(resolved.selection.shape, resolved.dtype)[:, :, : len(resolved.shown.c)]
+        self._read_into(shown)
+        return shown
 
     def _read_into(self, out: np.ndarray) -> None:
         self._pixels.gather(self._resolved.check().shown, out)
 
     def _values(self) -> np.ndarray:
-        return self._stored(self._resolved.selection).copy()
+        return self.stored_values(self._resolved.selection).copy()
 
-    def _stored(self, selection: Any) -> np.ndarray:
+    def stored_values(self, selection: Selection) -> np.ndarray:
+        """``mode="arrow"``: the stored values of exactly one plane or chunk, 1-D. May be stored memory: to be copied, not changed.
+
+        Raises:
+            InvalidSelection: the selection is not exactly one stored plane or chunk.
+            InvalidArgument: the view was asked for in another dtype than the stored one.
+        """
         values = self._pixels.flat_values(selection)
         if self._override is not None and self._override != values.dtype:
             raise InvalidArgument(
@@ -171,8 +192,8 @@ class TensorView(TensorExports):
         if arrow:
             # Every tile must be a stored plane or chunk, so there are no more to check than those.
             for tile in tiles:
-                self._stored(tile.selection)
-            found = ((tile, self._stored(tile.selection).copy()) for tile in tiles)
+                self.stored_values(tile.selection)
+            found = ((tile, self.stored_values(tile.selection).copy()) for tile in tiles)
         else:
             found = ((tile, self._read_tile(tile, tiling, contiguous)) for tile in tiles)
         return Prefetcher(found, prefetch) if prefetch else found
@@ -198,6 +219,19 @@ def gather_tile(pixels: Pixels, tile: Tile, tiling: Tiling, out: np.ndarray) -> 
         s = tile.selection
         out = out[:, : len(s.z), :, : s.h, : s.w]
     pixels.gather(tile.selection, out)
+
+
+def gather_slab(pixels: Pixels, tile: Tile, tiling: Tiling, slab: Slab, out: np.ndarray) -> None:
+    """Write one slab of a tile into ``out``, a TZCYX array of the slab's shape, padding included."""
+    s = tile.selection
+    counts = tuple(max(0, min(length, size - first)) for first, length, size in zip(slab.origin, slab.shape, s.shape, strict=True))
+    if counts != slab.shape:
+        out[...] = np.asarray(tiling.pad).astype(out.dtype)
+        out = out[tuple(slice(count) for count in counts)]
+    t, z, c, y, x = slab.origin
+    nt, nz, nc, h, w = counts
+    if out.size:
+        pixels.gather(Selection(s.t[t : t + nt], s.z[z : z + nz], s.c[c : c + nc], s.x + x, s.y + y, w, h), out)
 
 
 def view_of_record(pixels: StoredPixels, plan: Plan) -> TensorView:

@@ -1,0 +1,106 @@
+# One word for each task; `make help` lists them. Environments are made on first use. Each remembers in a stamp file what was
+# installed from pyproject.toml, so a second run installs nothing and needs no network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Its code is that of protobuf 5.29, the oldest supported; a newer one's is refused there.
+GRPC_TOOLS := 1.71
+PIP := -m pip --disable-pip-version-check --quiet
+BUILD := $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Everything shares one environment and, in tests, one machine's cores.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.stamp-demo ## serve an example image, read it back as tensors, write a picture of it
+	$(BIN)/ome-tensor demo
+
+.PHONY: test
+test: $(VENV)/.stamp-test ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(VENV)/.stamp-check proto-check ## lint, formatting, types, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: fmt
+fmt: $(VENV)/.stamp-check ## mend what ruff can mend, and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: bench
+bench: $(VENV)/.stamp-test ## measure the engine against upstream and against NumPy
+	$(BIN)/python -m benchmarks.engine $(BENCH_ARGS)
+
+.PHONY: proto
+proto: .venv-proto/.stamp-$(GRPC_TOOLS) ## regenerate the code of the wire contract
+	PYTHON=.venv-proto/bin/python proto/generate.sh
+
+.PHONY: proto-check
+proto-check: .venv-proto/.stamp-$(GRPC_TOOLS) ## fail where the committed generated code is not current
+	PYTHON=.venv-proto/bin/python proto/generate.sh --check
+
+.PHONY: test-floor
+test-floor: .venv-floor/.stamp ## test the library on the oldest versions it allows
+	.venv-floor/bin/python -m pytest -m "not slow" tests/unit tests/integration
+
+.PHONY: image
+image: ## build the container image (BASE_IMAGE=… for another base)
+	docker build $(BUILD) --tag ome-tensor .
+
+.PHONY: clean
+clean: ## remove environments, caches and build products
+	rm -rf .venv .venv-proto .venv-floor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find wheels -name '*.whl' -delete
+	find tensor proto client server tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments ---------------------------------------------------------------------------------------------------
+
+define new-environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "ome-tensor needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Use: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+$(PYTHON) -m venv --clear $(1)
+$(1)/bin/python $(PIP) install --upgrade pip
+endef
+
+$(BIN)/python:
+	$(call new-environment,$(VENV))
+
+# The environment for tests, and the one for checks, hold all that the demo needs: where one of them is current, so is the demo's.
+$(VENV)/.stamp-demo: pyproject.toml | $(BIN)/python
+	@[ $(VENV)/.stamp-test -nt pyproject.toml ] || [ $(VENV)/.stamp-check -nt pyproject.toml ] || { \
+	  echo "installing ome-tensor[server,image] into $(VENV)"; \
+	  $(BIN)/python $(PIP) install --editable '.[server,image]'; }
+	@touch $@
+
+$(VENV)/.stamp-check: pyproject.toml | $(BIN)/python
+	@echo "installing ome-tensor[server,image,dev] into $(VENV)"
+	@$(BIN)/python $(PIP) install --editable '.[server,image,dev]'
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml | $(BIN)/python
+	@echo "installing ome-tensor[test] into $(VENV): PyTorch, JAX and upstream, some minutes the first time"
+	@$(BIN)/python $(PIP) install --editable '.[test]'
+	@touch $@
+
+# An environment of its own: the generator wants protobuf < 6.
+.venv-proto/.stamp-$(GRPC_TOOLS):
+	$(call new-environment,.venv-proto)
+	.venv-proto/bin/python $(PIP) install 'grpcio-tools==$(GRPC_TOOLS).*'
+	@touch $@
+
+.venv-floor/.stamp: pyproject.toml tests/floor-requirements.txt
+	$(call new-environment,.venv-floor)
+	.venv-floor/bin/python $(PIP) install --requirement tests/floor-requirements.txt
+	.venv-floor/bin/python $(PIP) install --no-deps --editable .
+	.venv-floor/bin/python -m pip check
+	@touch $@

@@ -1,0 +1,142 @@
+"""The client: a server's datasets and images, and lazy views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from ome_tensor.errors import InvalidArgument
+from ome_tensor.keys import parse_key
+from ome_tensor.lazy import LazyTensorView
+from ome_tensor.listing import DatasetInfo, ImageInfo
+from ome_tensor_proto.listing import dataset_from_proto, image_from_proto
+from ome_tensor_proto.v1 import tensor_service_pb2 as pb
+
+from .connection import Connection
+from .options import Options
+from .remote import RemoteSource
+
+__all__ = ["Client", "connect"]
+
+_SELECTION = frozenset(
+    ("t", "z", "c", "roi", "roi3d", "roi_nd", "roi_type", "tile", "layout", "dtype", "chunk_policy", "channel_policy")
+)
+
+
+class Client:
+    """A server, as its user sees it. Connects when first used; a context manager; pickles as its target and options, and may be used in a
+    forked child: each process opens a connection of its own.
+
+    Args:
+        connection: The server.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def target(self) -> str:
+        """``HOST:PORT`` of the server."""
+        return self._connection.target
+
+    @property
+    def options(self) -> Options:
+        """How this client talks."""
+        return self._connection.options
+
+    def datasets(self) -> list[DatasetInfo]:
+        """All datasets, by name."""
+        found: list[DatasetInfo] = []
+        token = ""
+        while True:
+            answer = self._connection.call("ListDatasets", pb.ListDatasetsRequest(page_token=token), pb.ListDatasetsResponse)
+            found += map(dataset_from_proto, answer.datasets)
+            token = answer.next_page_token
+            if not token:
+                return found
+
+    def dataset(self, name: str) -> DatasetInfo:
+        """One dataset. Raises DatasetNotFound."""
+        return dataset_from_proto(self._connection.call("GetDataset", pb.GetDatasetRequest(name=name), pb.GetDatasetResponse).dataset)
+
+    def images(self, dataset: str, column: str | None = None, *, page_size: int = 0) -> Iterator[ImageInfo]:
+        """The images of a dataset, by row and then by column, fetched page by page while iterating.
+
+        Args:
+            dataset: Its name.
+            column: Only images of this column.
+            page_size: Images a page; 0 for the server's choice.
+
+        Raises:
+            DatasetNotFound: at the call.
+        """
+        if isinstance(page_size, bool) or not isinstance(page_size, int) or not 0 <= page_size < 2**32:
+            raise InvalidArgument(f"page_size must be a number from 0: {page_size!r}", field="page_size", value=page_size)
+        request = pb.ListImagesRequest(dataset=dataset, column=column or "", page_size=page_size)
+        return self._pages(request, self._page(request))
+
+    def _page(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
+        return self._connection.call("ListImages", request, pb.ListImagesResponse)
+
+    def _pages(self, request: pb.ListImagesRequest, page: pb.ListImagesResponse) -> Iterator[ImageInfo]:
+        while True:
+            yield from map(image_from_proto, page.images)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+            page = self._page(request)
+
+    def image(self, key: str) -> ImageInfo:
+        """One image's metadata.
+
+        Args:
+            key: ``dataset``, ``dataset/row`` or ``dataset/column/row``, parts percent-encoded; what is the only choice may be left out.
+
+        Raises:
+            DatasetNotFound, ImageNotFound, InvalidArgument.
+        """
+        parse_key(key)
+        return image_from_proto(self._connection.call("ResolveView", pb.ResolveViewRequest(key=key), pb.ResolveViewResponse).image)
+
+    def tensor_view(self, key: str, **selection: Any) -> LazyTensorView:
+        """A lazy view of an image: no traffic until its shape or its pixels are needed.
+
+        Args:
+            key: As for :meth:`image`.
+            selection: TensorView's keyword arguments: t, z, c, roi, roi3d, roi_nd, roi_type, tile, layout, dtype, chunk_policy, channel_policy.
+
+        Raises:
+            InvalidArgument: a malformed key, layout or policy. (TypeError for an unknown argument.)
+        """
+        unknown = selection.keys() - _SELECTION
+        if unknown:
+            raise TypeError(f"tensor_view() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        parse_key(key)
+        return LazyTensorView.of_source(RemoteSource(self._connection, key), selection)
+
+    def close(self) -> None:
+        """Close this process's connection; the next call opens another."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
+
+
+def connect(target: str, **options: Any) -> Client:
+    """A client of the server at ``HOST:PORT``. Opens no connection yet.
+
+    Args:
+        target: ``HOST:PORT``.
+        options: Fields of :class:`Options`: timeout, retry_for, prefetch_bytes, message_bytes.
+
+    Raises:
+        InvalidArgument: a malformed target or option. (TypeError for an unknown option.)
+    """
+    return Client(Connection(target, Options(**options)))

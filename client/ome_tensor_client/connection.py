@@ -1,0 +1,182 @@
+"""One server, as one process sees it: a channel made when first used, calls with deadlines, retries and this project's errors."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from ome_tensor.errors import (
+    BrokenStream,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    OmeTensorError,
+    Overloaded,
+    Unavailable,
+)
+from ome_tensor_proto.methods import METHODS
+from ome_tensor_proto.status import from_rpc_error
+
+from .options import Options
+
+__all__ = ["Backoff", "Connection"]
+
+M = TypeVar("M", bound=Message)
+
+#: What may go away by itself. Everything else is the caller's mistake or the data's fault, and trying again would only hide it.
+TRANSIENT = (Unavailable, Overloaded, DeadlineExceeded, BrokenStream)
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+
+_CHANNEL_OPTIONS = (
+    # Channels of equal target and options would share one TCP connection across clients.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
+    ("grpc.http2.max_frame_size", (16 << 20) - 1),
+    # A message is a few MiB at most; what is larger is not this contract's.
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.max_send_message_length", -1),
+    # A server whose machine vanished is noticed although nothing is sent to it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # gRPC's own wait between attempts to connect grows to two minutes; a restarted server would not be noticed for as long.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A stream is read on the thread that wants it, without a second one to wake up for each message.
+    ("SingleThreadedUnaryStream", 1),
+)
+
+
+class Backoff:
+    """Decides whether a transient failure is retried, and waits between attempts.
+
+    Args:
+        retry_for: Seconds without progress after which to give up.
+    """
+
+    def __init__(self, retry_for: float) -> None:
+        self._retry_for = retry_for
+        self.progress()
+
+    def progress(self) -> None:
+        """Something arrived: the clock starts anew."""
+        self._since = time.monotonic()
+        self._wait = _FIRST_WAIT
+
+    def pause(self, error: OmeTensorError, stop: threading.Event | None = None) -> None:
+        """Sleep before the next attempt; raises ``error`` where it is not transient or the time is up."""
+        # Jitter: many workers that lost one server should not come back in step.
+        wait = self._wait * random.uniform(0.5, 1.0)
+        if not isinstance(error, TRANSIENT) or time.monotonic() - self._since + wait > self._retry_for:
+            raise error
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        if stop is None:
+            time.sleep(wait)
+        else:
+            stop.wait(wait)
+
+
+class Connection:
+    """A connection to one server. Pickles as its target and options; usable after a fork, each process with a channel of its own.
+
+    Args:
+        target: ``HOST:PORT``.
+        options: How to talk.
+    """
+
+    def __init__(self, target: str, options: Options) -> None:
+        if not isinstance(target, str) or not target.strip():
+            raise InvalidArgument(f"target must be HOST:PORT, not {target!r}", field="target", value=target)
+        self.target = target.strip()
+        self.options = options
+        self._channel: grpc.Channel | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+        # Channels of a parent process: destroying one after a fork would wait for threads that only the parent has.
+        self._inherited: list[grpc.Channel] = []
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Connection, (self.target, self.options)
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """This process's channel."""
+        if self._pid != os.getpid():
+            # After a fork another thread's hold on the lock would never end: a child begins with a lock of its own.
+            self._lock = threading.Lock()
+        with self._lock:
+            if self._channel is None or self._pid != os.getpid():
+                if self._channel is not None:
+                    self._inherited.append(self._channel)
+                self._channel = grpc.insecure_channel(self.target, options=_CHANNEL_OPTIONS)
+                self._pid = os.getpid()
+            return self._channel
+
+    def close(self) -> None:
+        """Close the channel; the next call opens another."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+            if channel is not None and self._pid == os.getpid():
+                channel.close()
+            elif channel is not None:
+                self._inherited.append(channel)
+
+    def call(self, name: str, request: Message, response: type[M]) -> M:
+        """A unary call of ``TensorService``.
+
+        Args:
+            name: The method's name in the contract.
+            request: Its request.
+            response: The class of its response.
+
+        Raises:
+            OmeTensorError: what the server raised, or why it could not be reached.
+        """
+        data = request.SerializeToString()
+        backoff = Backoff(self.options.retry_for)
+        while True:
+            try:
+                answer: bytes = self.channel.unary_unary(METHODS[name].path)(data, timeout=self.options.timeout)
+                return response.FromString(answer)
+            except grpc.RpcError as rpc_error:
+                error = self.error_of(rpc_error)
+            if isinstance(error, DeadlineExceeded):
+                raise error  # The caller's whole patience is spent.
+            backoff.pause(error)
+
+    def stream(self, name: str, request: Message) -> Any:
+        """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``."""
+        return self.channel.unary_stream(METHODS[name].path)(request.SerializeToString(), timeout=self.options.timeout)
+
+    def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
+        """This project's error for gRPC's; one about the connection names the target."""
+        error = from_rpc_error(rpc_error)
+        if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)) and self.target not in error.message:
+            seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
+            return type(error)(f"{self.target}: {_plain(error)}{seconds}", field="target", value=self.target)
+        return error
+
+
+def _plain(error: OmeTensorError) -> str:
+    """gRPC's text without its jargon where that says nothing more."""
+    if isinstance(error, DeadlineExceeded):
+        return "no answer"
+    text = error.message
+    for said, meant in (
+        ("Connection refused", "connection refused; is a server running there?"),
+        ("DNS resolution failed", "no such host"),
+        ("Domain name not found", "no such host"),
+        ("Socket closed", "the connection was closed"),
+    ):
+        if said in text:
+            return meant
+    return text
+
+

@@ -1,0 +1,300 @@
+"""Writing: one message of a stream of tiles, made in place.
+
+A message is one ``bytes`` object, allocated whole before a pixel is read. The caller gathers pixels into arrays that lie in it;
+what costs anything is that gather and nothing else::
+
+    writer = TileWriter(BatchFormat.of(...))
+    yield writer.opening(header)
+    for tiles in batches:
+        message = writer.batch(tiles)
+        for tile, block in zip(tiles, message.pixels):
+            gather(tile, out=block)
+        yield message.finish(gather_us=...)
+    yield writer.closing()
+
+The trick (CPython): ``io.BytesIO(bytes(n))`` takes over the only reference to those bytes; ``getbuffer()`` lends them writable;
+``getvalue()`` hands out the very object. A test pins that nothing is copied on each supported Python.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+import numpy as np
+
+from ome_tensor.errors import InvalidArgument, LimitExceeded
+from ome_tensor.slabs import Slab
+from ome_tensor.tiling import Tile
+
+from .batch_format import COLUMNS, Array, BatchFormat, physical_dtype
+from .envelope import head, write_fixed
+from .ipc import ALIGNMENT, END_OF_STREAM, pad_to
+from .v1 import tensor_service_pb2
+
+__all__ = ["MessageWriter", "TileWriter"]
+
+Header: TypeAlias = tensor_service_pb2.ReadTilesHeader
+
+# A stream has few batch sizes (the usual one, the last one); their layouts are kept.
+_LAYOUTS_KEPT = 8
+
+# Offsets of Arrow's lists are int32.
+_MAX_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where everything lies in a message, in bytes from its beginning.
+
+    Attributes:
+        prefix: The message's bytes before the record batch's body.
+        fixed_at: The envelope's numbers.
+        columns_at: The body: the first column.
+        narrow, wide: Distance from an int32 (int64) column to the next, padding included.
+        offsets_at: The rows' offsets in the list of values (variable shapes only).
+        pixels_at: The first pixel.
+        shapes_at: The rows' shapes (variable shapes only).
+        size: The message's end.
+    """
+
+    prefix: bytes
+    fixed_at: int
+    columns_at: int
+    narrow: int
+    wide: int
+    offsets_at: int
+    pixels_at: int
+    shapes_at: int
+    size: int
+
+
+class TileWriter:
+    """Makes the messages of one stream. Not for several threads at once.
+
+    Args:
+        format: What the stream's batches have in common.
+    """
+
+    def __init__(self, format: BatchFormat) -> None:
+        self.format = format
+        self._schema: bytes = format.schema.serialize().to_pybytes()
+        self._layouts: dict[int, _Layout] = {}
+
+    def opening(self, header: Header, *, last: bool = False) -> bytes:
+        """A message with the header and the schema and no batch: what to send first where the first batch takes its time.
+
+        Args:
+            header: The stream's header.
+            last: Whether the stream ends here (a read without tiles).
+        """
+        return _bare(header, self._schema + END_OF_STREAM if last else self._schema)
+
+    def closing(self) -> bytes:
+        """A message with the end-of-stream marker alone."""
+        return _bare(None, END_OF_STREAM)
+
+    def batch(self, tiles: Sequence[Tile], *, image: int = 0, header: Header | None = None, last: bool = False) -> MessageWriter:
+        """A message for whole tiles, one row each.
+
+        Args:
+            tiles: At least one; their positions follow each other.
+            image: Which of the request's keys they are of.
+            header: For the stream's first message: puts header and schema before the batch.
+            last: Whether to put the end-of-stream marker behind the batch.
+
+        Raises:
+            InvalidArgument: no tiles, or a tile of another shape than the format's where that is uniform.
+            LimitExceeded: more elements than a record batch can hold.
+        """
+        if not tiles:
+            raise InvalidArgument("a batch needs a tile", field="tiles")
+        rows = [_row(tile, image, 0) for tile in tiles]
+        message = self._message(rows, [tile.shape for tile in tiles], header, last)
+        message._first_position, message._tile_count = tiles[0].position, len(tiles)
+        return message
+
+    def slab(
+        self,
+        tile: Tile,
+        slab: Slab,
+        number: int,
+        *,
+        ends_tile: bool,
+        image: int = 0,
+        header: Header | None = None,
+        last: bool = False,
+    ) -> MessageWriter:
+        """A message for one slab of a tile; its ``pixels[0]`` has the slab's shape. The format must be variable.
+
+        Args:
+            tile: The tile.
+            slab: Which part of the tile's delivered block.
+            number: Which of its slabs, from 0.
+            ends_tile: Whether it is the tile's last.
+            image, header, last: As in :meth:`batch`.
+
+        Raises:
+            InvalidArgument: the format is uniform.
+            LimitExceeded: more elements than a record batch can hold.
+        """
+        if not self.format.variable:
+            raise InvalidArgument("slabs need a format of variable shapes", field="slab")
+        message = self._message([_row(tile, image, slab.offset)], [slab.shape], header, last)
+        message._first_position, message._tile_count, message._slab = tile.position, int(ends_tile), number
+        return message
+
+    def _message(
+        self, rows: list[tuple[int, ...]], shapes: list[tuple[int, ...]], header: Header | None, last: bool
+    ) -> MessageWriter:
+        format = self.format
+        count = len(rows)
+        ends: list[int] = []
+        if format.variable:
+            ends = list(accumulate(map(format.wire_elements, shapes)))
+            layout = self._layout(count, ends[-1], header, last)
+        else:
+            if any(shape != format.tile_shape for shape in shapes):
+                wrong = next(shape for shape in shapes if shape != format.tile_shape)
+                raise InvalidArgument(f"a tile of shape {wrong} in a stream of {format.tile_shape}", field="tiles")
+            plain = header is None and not last
+            kept = self._layouts.get(count) if plain else None
+            if kept is None:
+                kept = self._layout(count, count * format.wire_elements(format.tile_shape), header, last)
+                if plain and len(self._layouts) < _LAYOUTS_KEPT:
+                    self._layouts[count] = kept
+            layout = kept
+        # See the module's docstring: no other reference to these bytes may exist.
+        stream = io.BytesIO(bytes(layout.size))
+        buffer = stream.getbuffer()
+        buffer[: len(layout.prefix)] = layout.prefix
+        if last:
+            buffer[-len(END_OF_STREAM) :] = END_OF_STREAM
+        table = np.array(rows, dtype=np.int64)
+        at = layout.columns_at
+        np.ndarray((count,), np.int64, buffer, at)[:] = table[:, 0]
+        at += layout.wide
+        # The eight int32 columns are one block; its rows end in padding.
+        np.ndarray((8, layout.narrow // 4), np.int32, buffer, at)[:, :count] = table[:, 1:9].T
+        at += 8 * layout.narrow
+        np.ndarray((count,), np.int64, buffer, at)[:] = table[:, 9]
+        pixels: Array | list[Array]
+        if not format.variable:
+            pixels = np.ndarray((count, *format.tile_shape), format.dtype, buffer, layout.pixels_at)
+        else:
+            starts = [0, *ends]
+            trailing = physical_dtype(format.dtype)[1]
+            np.ndarray((count + 1,), np.int32, buffer, layout.offsets_at)[:] = starts
+            np.ndarray((count, 5 + len(trailing)), np.int32, buffer, layout.shapes_at)[:] = [
+                (*shape, *trailing) for shape in shapes
+            ]
+            itemsize = physical_dtype(format.dtype)[0].itemsize
+            pixels = [
+                np.ndarray(shape, format.dtype, buffer, layout.pixels_at + start * itemsize)
+                for shape, start in zip(shapes, starts, strict=False)
+            ]
+        return MessageWriter(stream, buffer, layout.fixed_at, pixels)
+
+    def _layout(self, rows: int, elements: int, header: Header | None, last: bool) -> _Layout:
+        format = self.format
+        if elements > _MAX_ELEMENTS:
+            raise LimitExceeded(f"{elements} elements are too many for one message", field="tiles", value=elements)
+        values, trailing = physical_dtype(format.dtype)
+        narrow, wide = pad_to(4 * rows, ALIGNMENT), pad_to(8 * rows, ALIGNMENT)
+        lengths = [rows] * len(COLUMNS)
+        buffers: list[int] = []
+        end = 0
+        for dtype in COLUMNS.values():
+            # Every array has a validity bitmap of no bytes: nothing is null.
+            buffers += (end, 0, end, dtype.itemsize * rows)
+            end += wide if dtype.itemsize == 8 else narrow
+        offsets = shapes = end
+        pixel_bytes = elements * values.itemsize
+        if format.variable:
+            pixels = offsets + pad_to(4 * (rows + 1), ALIGNMENT)
+            shapes = pixels + pad_to(pixel_bytes, ALIGNMENT)
+            dimensions = 5 + len(trailing)
+            # In Arrow's order: struct; data, its items; shape, its items.
+            lengths += (rows, rows, elements, rows, dimensions * rows)
+            buffers += (offsets, 0, offsets, 0, offsets, 4 * (rows + 1), pixels, 0, pixels, pixel_bytes)
+            buffers += (shapes, 0, shapes, 0, shapes, 4 * dimensions * rows)
+            body = pad_to(shapes + 4 * dimensions * rows, 8)
+        else:
+            pixels = end
+            lengths += (rows, elements)
+            buffers += (pixels, 0, pixels, 0, pixels, pixel_bytes)
+            body = pad_to(pixels + pixel_bytes, 8)
+        metadata = format.template.fill(rows, lengths, buffers, body)
+        if header is not None:
+            metadata = self._schema + metadata
+        tail = len(END_OF_STREAM) if last else 0
+        before, fixed_at = head(header, len(metadata) + body + tail, len(metadata) + pixels)
+        at = len(before) + len(metadata)
+        return _Layout(before + metadata, fixed_at, at, narrow, wide, at + offsets, at + pixels, at + shapes, at + body + tail)
+
+
+class MessageWriter:
+    """One message, its pixels still to come. Made by :class:`TileWriter`.
+
+    Attributes:
+        pixels: Where the pixels belong, zero until written: ``pixels[i]`` is the (T, Z, C, H, W) block of row ``i``, in the
+            view's dtype. One (N, T, Z, C, H, W) array where the stream is uniform, else a list of arrays. They lie in the
+            message: after :meth:`finish` they must not be written any more.
+        size: Bytes of the message.
+    """
+
+    __slots__ = ("_buffer", "_first_position", "_fixed_at", "_slab", "_stream", "_tile_count", "pixels", "size")
+
+    def __init__(self, stream: io.BytesIO, buffer: memoryview, fixed_at: int, pixels: Array | list[Array]) -> None:
+        self._stream, self._buffer, self._fixed_at = stream, buffer, fixed_at
+        self._first_position = self._tile_count = self._slab = 0
+        self.pixels = pixels
+        self.size = len(buffer)
+
+    def finish(self, *, queue_us: int = 0, gather_us: int = 0, encode_us: int = 0) -> bytes:
+        """The message, uncopied. Call it once.
+
+        Args:
+            queue_us, gather_us, encode_us: What it cost, in microseconds.
+        """
+        write_fixed(
+            self._buffer,
+            self._fixed_at,
+            first_position=self._first_position,
+            tile_count=self._tile_count,
+            slab=self._slab,
+            queue_us=queue_us,
+            gather_us=gather_us,
+            encode_us=encode_us,
+        )
+        self.pixels = []
+        # A caller may still hold arrays in it; getvalue() only refuses to copy then, which is what is wanted.
+        return self._stream.getvalue()
+
+
+def _row(tile: Tile, image: int, offset: int) -> tuple[int, ...]:
+    """The row's numbers in the order of the columns."""
+    chosen = tile.selection
+    return (
+        tile.number,
+        image,
+        chosen.t[0] if chosen.t else -1,
+        chosen.z[0] if chosen.z else -1,
+        chosen.y,
+        chosen.x,
+        len(chosen.z),
+        chosen.h,
+        chosen.w,
+        offset,
+    )
+
+
+def _bare(header: Header | None, payload: bytes) -> bytes:
+    """A message without a batch."""
+    before, fixed_at = head(header, len(payload), 0)
+    message = bytearray(before + payload)
+    write_fixed(message, fixed_at, first_position=0, tile_count=0, slab=0, queue_us=0, gather_us=0, encode_us=0)
+    return bytes(message)

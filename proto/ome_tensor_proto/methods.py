@@ -1,0 +1,64 @@
+"""The methods of :class:`TensorService`, read from the contract's descriptors: what server and client both need to speak of a
+method.
+
+``METHODS["ReadTiles"].path`` is what a channel and a generic handler want; neither side needs generated service code, which
+binds itself to one version of grpcio. To send or receive raw message bytes (as :mod:`.batches` makes and reads them), pass
+``None`` for the serialiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from .v1 import tensor_service_pb2
+
+__all__ = ["METHODS", "SERVICE", "Method", "methods_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC.
+
+    Attributes:
+        name: E.g. ``ReadTiles``.
+        path: E.g. ``/ome_tensor_proto.v1.TensorService/ReadTiles``.
+        request, response: The message classes; ``SerializeToString`` and ``FromString`` are their serialisers.
+        streaming: Whether the server answers with a stream. No method takes one.
+    """
+
+    name: str
+    path: str
+    request: type[Message]
+    response: type[Message]
+    streaming: bool
+
+
+def methods_of(service: ServiceDescriptor) -> Mapping[str, Method]:
+    """The methods of a service by name."""
+    table = {}
+    for method in service.methods:
+        if method.client_streaming:
+            raise TypeError(f"{method.full_name} takes a stream: this contract has no such method")
+        table[method.name] = Method(
+            name=method.name,
+            path=f"/{service.full_name}/{method.name}",
+            request=GetMessageClass(method.input_type),
+            response=GetMessageClass(method.output_type),
+            streaming=method.server_streaming,
+        )
+    return MappingProxyType(table)
+
+
+_DESCRIPTOR = tensor_service_pb2.DESCRIPTOR.services_by_name["TensorService"]
+
+#: Full name of the service, as health checks and reflection know it.
+SERVICE: str = _DESCRIPTOR.full_name
+
+#: The service's methods by name.
+METHODS: Mapping[str, Method] = methods_of(_DESCRIPTOR)

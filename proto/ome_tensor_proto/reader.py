@@ -1,0 +1,321 @@
+"""Reading: from received messages to arrays that lie in them.
+
+:class:`BatchReader` is fed the messages of one stream in order and gives a :class:`TileBatch` for each that holds one. Nothing
+is copied: pixels are NumPy views on the message's bytes, writable because a received message is nobody else's memory (and
+DLPack's consumers want writable memory). A server is not trusted: every count, offset and shape is checked against what has
+arrived before an array is built on it.
+
+A record batch laid out as this project's servers do is read by :mod:`.ipc`; any other valid one (compressed, more columns) by
+pyarrow.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ome_tensor.errors import BrokenStream
+
+from .batch_format import COLUMNS, PIXELS, Array, BatchFormat, physical_dtype
+from .envelope import Envelope, parse_envelope
+from .ipc import RECORD_BATCH, SCHEMA, Located, locate
+from .v1 import tensor_service_pb2
+
+__all__ = ["BatchReader", "TileBatch"]
+
+# Where the columns' values stand among a record batch's buffers: each has a validity bitmap before them.
+_COLUMN_BUFFERS = {name: 2 * place + 1 for place, name in enumerate(COLUMNS)}
+# The same of the pixels: a fixed_size_list (bitmap; bitmap, values), or a struct (bitmap) of a list (bitmap, offsets; bitmap,
+# values) and a fixed_size_list (bitmap; bitmap, values).
+_UNIFORM_DATA = 2 * len(COLUMNS) + 2
+_VARIABLE_OFFSETS = 2 * len(COLUMNS) + 2
+_VARIABLE_DATA = 2 * len(COLUMNS) + 4
+_VARIABLE_SHAPES = 2 * len(COLUMNS) + 7
+
+_EMPTY: Array = np.empty(0, np.uint8)
+
+# What damaged bytes can provoke in NumPy, pyarrow and struct where no check of ours has noticed them before.
+_DAMAGE = (struct.error, ValueError, TypeError, LookupError, OverflowError, MemoryError, OSError, pa.ArrowException)
+
+
+@dataclass(frozen=True, slots=True)
+class TileBatch:
+    """The rows of one message: whole tiles, or one slab of a tile.
+
+    Attributes:
+        first_position: Position in the read of the first row's tile.
+        tile_count: Number of tiles that end in this message.
+        slab: Which slab of its tile the row is; 0 without slabs.
+        columns: The columns of ``ReadTilesResponse`` (``tile``, ``image``, ``t`` ...) as arrays of one entry a row.
+        pixels: ``pixels[i]`` is the (T, Z, C, H, W) block of row ``i`` in the view's dtype: one (N, T, Z, C, H, W) array where
+            the stream is uniform, else a list of arrays. They lie in the received message, keep it alive, and are writable.
+        timings: What the message cost the server, in microseconds.
+    """
+
+    first_position: int
+    tile_count: int
+    slab: int
+    columns: Mapping[str, Array]
+    pixels: Array | list[Array]
+    timings: tensor_service_pb2.ReadTilesTimings
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.pixels)
+
+
+class BatchReader:
+    """The state of one stream. Feed it every message in order, then :meth:`finish` once gRPC reports status OK.
+
+    Args:
+        start: The position at which the read was asked to begin (``Order.start``).
+        start_slab: The slab of that position's tile at which it was asked to begin (``start_slab``).
+
+    Attributes:
+        header: The stream's header, once the first message has arrived.
+        format: What its batches have in common, likewise.
+        tiles: Number of whole tiles that have arrived.
+        complete: Whether the end-of-stream marker has arrived.
+    """
+
+    def __init__(self, *, start: int = 0, start_slab: int = 0) -> None:
+        self.header: tensor_service_pb2.ReadTilesHeader | None = None
+        self.format: BatchFormat | None = None
+        self.tiles = 0
+        self.complete = False
+        self._schema: pa.Schema = None
+        self._is_plain = False
+        # What must come next: a tile's position, one of its slabs, and the slab's first element (of a resumed read's first slab only the
+        # server can know that).
+        self._position, self._slab = start, start_slab
+        self._offset: int | None = None if start_slab else 0
+        self._inside_tile = False
+
+    def feed(self, message: bytes) -> TileBatch | None:
+        """Take in the next message.
+
+        Args:
+            message: Its bytes as received. They become the arrays' memory: nobody else may use them.
+
+        Returns:
+            Its rows, or ``None`` for a message without a record batch (an opening or a closing one).
+
+        Raises:
+            BrokenStream: it is cut, damaged, out of order, or not of this contract. The stream cannot be read on.
+        """
+        if self.complete:
+            raise BrokenStream("a message came after the end of the stream")
+        try:
+            envelope = parse_envelope(message)
+            if envelope.fields.HasField("header") != (self.header is None):
+                raise BrokenStream("the stream has no header" if self.header is None else "the stream has a second header")
+            batch = self._payload(message, envelope)
+        except BrokenStream:
+            raise
+        except _DAMAGE as error:
+            raise BrokenStream(f"a message is damaged: {error}") from error
+        fields = envelope.fields
+        if batch is None:
+            if fields.tile_count:
+                raise BrokenStream(f"a message announces {fields.tile_count} tiles and holds none")
+        else:
+            self._follow(batch)
+        return batch
+
+    def finish(self) -> None:
+        """Check that the read was complete: end-of-stream marker seen, announced tiles delivered.
+
+        Raises:
+            BrokenStream: it was not.
+        """
+        if self.header is None:
+            raise BrokenStream("the stream ended before its header")
+        if not self.complete:
+            raise BrokenStream(f"the stream was cut: {self.tiles} of {self.header.tile_count} tiles and no end-of-stream marker")
+        if self.tiles != self.header.tile_count or self._inside_tile:
+            raise BrokenStream(f"the stream announced {self.header.tile_count} tiles and brought {self.tiles}")
+
+    def _payload(self, message: bytes, envelope: Envelope) -> TileBatch | None:
+        at, limit = envelope.payload_at, envelope.payload_at + envelope.payload_size
+        batch = None
+        while at < limit:
+            found = locate(message, at, limit)
+            if found is None:
+                self.complete = True
+                if at + 8 != limit:
+                    raise BrokenStream("bytes follow the end-of-stream marker")
+                break
+            body = 0 if found.body_length_at is None else struct.unpack_from("<q", message, found.body_length_at)[0]
+            end = found.end + body
+            if not found.end <= end <= limit:
+                raise BrokenStream("an Arrow message is cut inside its body")
+            if found.kind == SCHEMA and self.format is None:
+                self._begin(pa.py_buffer(message).slice(at, end - at), envelope.fields.header)
+            elif found.kind == RECORD_BATCH and self.format is not None and batch is None:
+                batch = self._batch(self.format, message, at, end, found, envelope.fields)
+            else:
+                raise BrokenStream(f"an Arrow message of kind {found.kind} stands where none may")
+            at = end
+        if self.format is None:
+            raise BrokenStream("the stream has no schema")
+        return batch
+
+    def _begin(self, schema: pa.Buffer, header: tensor_service_pb2.ReadTilesHeader) -> None:
+        self._schema = pa.ipc.read_schema(schema)
+        self.format = format = BatchFormat.from_schema(self._schema, header.tile_shape)
+        if header.dtype != format.dtype.name:
+            raise BrokenStream(f"the header's dtype is {header.dtype}, the schema's {format.dtype.name}")
+        if header.slabs and not format.variable:
+            raise BrokenStream("slabs came with a schema for whole tiles")
+        # The very columns we would write (their types are checked): then every buffer's place among the others is known.
+        self._is_plain = self._schema.names == [*COLUMNS, PIXELS]
+        self.header = header
+
+    def _batch(
+        self,
+        format: BatchFormat,
+        message: bytes,
+        at: int,
+        end: int,
+        found: Located,
+        fields: tensor_service_pb2.ReadTilesResponse,
+    ) -> TileBatch:
+        template = format.template
+        counts = template.node_count, template.buffer_count
+        buffers: _Buffers
+        if self._is_plain and not found.compressed and (found.node_count, found.buffer_count) == counts:
+            buffers = _MessageBuffers(message, end, found)
+        else:
+            buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema)
+        rows = buffers.rows
+        columns = {name: buffers.values(_COLUMN_BUFFERS[name], dtype, (rows,)) for name, dtype in COLUMNS.items()}
+        pixels: Array | list[Array]
+        if format.variable:
+            pixels = _blocks(format, buffers)
+        else:
+            pixels = buffers.values(_UNIFORM_DATA, format.dtype, (rows, *format.tile_shape))
+        return TileBatch(fields.first_position, fields.tile_count, fields.slab, columns, pixels, fields.timings)
+
+    def _follow(self, batch: TileBatch) -> None:
+        """Check that the batch is what comes next, and count it."""
+        assert self.header is not None
+        position, tiles = batch.first_position, batch.tile_count
+        if position != self._position:
+            raise BrokenStream(f"tiles from position {position} on came where {self._position} was due")
+        if not self.header.slabs:
+            if len(batch) != tiles:
+                raise BrokenStream(f"a message announces {tiles} tiles and holds {len(batch)}")
+        else:
+            if len(batch) != 1 or tiles > 1:
+                raise BrokenStream(f"a message of {len(batch)} slabs and {tiles} tiles, not of one slab")
+            offset = int(batch.columns["offset"][0])
+            if batch.slab != self._slab or offset != (offset if self._offset is None else self._offset):
+                raise BrokenStream(
+                    f"slab {batch.slab} from element {offset} on came where slab {self._slab} from {self._offset} on was due"
+                )
+            self._inside_tile = not tiles
+            self._slab = 0 if tiles else batch.slab + 1
+            self._offset = 0 if tiles else offset + batch.pixels[0].size
+        self._position = position + tiles
+        self.tiles += tiles
+        if self.tiles > self.header.tile_count:
+            raise BrokenStream(f"the stream announced {self.header.tile_count} tiles and brings more")
+
+
+class _Memory:
+    """Memory of ``owner`` for NumPy, writable."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, address: int, size: int, owner: object) -> None:
+        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (address, False)}
+        self.owner = owner
+
+
+def _writable(buffer: pa.Buffer) -> Array:
+    """The bytes of a buffer as a writable array that keeps it alive. The memory must be the reader's own."""
+    return np.asarray(_Memory(buffer.address, buffer.size, buffer))
+
+
+class _Buffers(ABC):
+    """The buffers of a record batch of the contract's columns, in Arrow's order."""
+
+    __slots__ = ("rows",)
+    rows: int
+
+    @abstractmethod
+    def place(self, index: int) -> tuple[Array, int, int]:
+        """Memory that holds a buffer, where in it the buffer begins, and the buffer's size; within the memory."""
+
+    def values(self, index: int, dtype: np.dtype[Any], shape: tuple[int, ...], skip: int = 0) -> Array:
+        """A buffer's values from byte ``skip`` on, as an array on it. A buffer may be longer, never shorter."""
+        memory, at, size = self.place(index)
+        count = math.prod(shape)
+        if count < 0 or skip + count * dtype.itemsize > size:
+            raise BrokenStream(f"a record batch of {self.rows} rows needs {count} values in a buffer of {size} bytes")
+        return np.ndarray(shape, dtype, memory, at + skip)  # type: ignore[arg-type]
+
+
+class _MessageBuffers(_Buffers):
+    """Those of an uncompressed record batch, in the message."""
+
+    __slots__ = ("_body", "_memory", "_places", "_size")
+
+    def __init__(self, message: bytes, end: int, found: Located) -> None:
+        self.rows = 0 if found.rows_at is None else struct.unpack_from("<q", message, found.rows_at)[0]
+        nodes = struct.unpack_from(f"<{2 * found.node_count}q", message, found.nodes_at)
+        if self.rows < 0 or any(nodes[1::2]):
+            raise BrokenStream("a record batch has a negative size or holds nulls")
+        self._places = struct.unpack_from(f"<{2 * found.buffer_count}q", message, found.buffers_at)
+        self._memory = _writable(pa.py_buffer(message))
+        self._body, self._size = found.end, end - found.end
+
+    def place(self, index: int) -> tuple[Array, int, int]:
+        offset, size = self._places[2 * index], self._places[2 * index + 1]
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise BrokenStream("a record batch's buffer lies outside its body")
+        return self._memory, self._body + offset, size
+
+
+class _ArrowBuffers(_Buffers):
+    """Those of any record batch, read by pyarrow: decompressed where need be, the contract's columns picked."""
+
+    __slots__ = ("_buffers",)
+
+    def __init__(self, data: pa.Buffer, schema: pa.Schema) -> None:
+        batch = pa.ipc.read_record_batch(data, schema)
+        batch.validate()
+        self.rows = batch.num_rows
+        self._buffers: list[Array] = []
+        for name in (*COLUMNS, PIXELS):
+            column = batch.column(name)
+            if column.null_count or column.offset:
+                raise BrokenStream(f"column {name} holds nulls")
+            self._buffers += [_EMPTY if buffer is None else _writable(buffer) for buffer in column.buffers()]
+
+    def place(self, index: int) -> tuple[Array, int, int]:
+        buffer = self._buffers[index]
+        return buffer, 0, buffer.size
+
+
+def _blocks(format: BatchFormat, buffers: _Buffers) -> list[Array]:
+    """The rows' blocks of a stream of variable shapes."""
+    values, trailing = physical_dtype(format.dtype)
+    rows, int32 = buffers.rows, np.dtype(np.int32)
+    if not rows:
+        return []
+    shapes = buffers.values(_VARIABLE_SHAPES, int32, (rows, 5 + len(trailing))).tolist()
+    ends = buffers.values(_VARIABLE_OFFSETS, int32, (rows + 1,)).tolist()
+    blocks = []
+    for shape, start, end in zip(shapes, ends, ends[1:], strict=False):
+        if min(shape) < 0 or tuple(shape[5:]) != trailing or not 0 <= start <= end or math.prod(shape) != end - start:
+            raise BrokenStream(f"a tile of shape {tuple(shape)} has {end - start} values")
+        blocks.append(buffers.values(_VARIABLE_DATA, format.dtype, tuple(shape[:5]), start * values.itemsize))
+    return blocks

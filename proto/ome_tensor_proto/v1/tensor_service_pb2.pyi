@@ -1,0 +1,191 @@
+from ome_tensor_proto.v1 import image_pb2 as _image_pb2
+from ome_tensor_proto.v1 import view_pb2 as _view_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Compression(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPRESSION_UNSPECIFIED: _ClassVar[Compression]
+    COMPRESSION_NONE: _ClassVar[Compression]
+    COMPRESSION_LZ4: _ClassVar[Compression]
+    COMPRESSION_ZSTD: _ClassVar[Compression]
+
+class ChecksumKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHECKSUM_KIND_UNSPECIFIED: _ClassVar[ChecksumKind]
+    CHECKSUM_KIND_NONE: _ClassVar[ChecksumKind]
+    CHECKSUM_KIND_CRC32C: _ClassVar[ChecksumKind]
+COMPRESSION_UNSPECIFIED: Compression
+COMPRESSION_NONE: Compression
+COMPRESSION_LZ4: Compression
+COMPRESSION_ZSTD: Compression
+CHECKSUM_KIND_UNSPECIFIED: ChecksumKind
+CHECKSUM_KIND_NONE: ChecksumKind
+CHECKSUM_KIND_CRC32C: ChecksumKind
+
+class ListDatasetsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDatasetsResponse(_message.Message):
+    __slots__ = ("datasets", "next_page_token")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedCompositeFieldContainer[_image_pb2.Dataset]
+    next_page_token: str
+    def __init__(self, datasets: _Optional[_Iterable[_Union[_image_pb2.Dataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetDatasetRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetDatasetResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: _image_pb2.Dataset
+    def __init__(self, dataset: _Optional[_Union[_image_pb2.Dataset, _Mapping]] = ...) -> None: ...
+
+class ListImagesRequest(_message.Message):
+    __slots__ = ("dataset", "page_size", "page_token", "column")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    page_size: int
+    page_token: str
+    column: str
+    def __init__(self, dataset: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., column: _Optional[str] = ...) -> None: ...
+
+class ListImagesResponse(_message.Message):
+    __slots__ = ("images", "next_page_token", "total_count", "dataset_version")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DATASET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
+    next_page_token: str
+    total_count: int
+    dataset_version: str
+    def __init__(self, images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_count: _Optional[int] = ..., dataset_version: _Optional[str] = ...) -> None: ...
+
+class ResolveViewRequest(_message.Message):
+    __slots__ = ("key", "view", "tiling", "order")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    view: _view_pb2.View
+    tiling: _view_pb2.Tiling
+    order: _view_pb2.Order
+    def __init__(self, key: _Optional[str] = ..., view: _Optional[_Union[_view_pb2.View, _Mapping]] = ..., tiling: _Optional[_Union[_view_pb2.Tiling, _Mapping]] = ..., order: _Optional[_Union[_view_pb2.Order, _Mapping]] = ...) -> None: ...
+
+class ResolveViewResponse(_message.Message):
+    __slots__ = ("dataset_version", "key", "image", "selection", "layout", "dtype", "shape", "strides", "nbytes", "tile_count", "total_tiles")
+    DATASET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    STRIDES_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    TILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TILES_FIELD_NUMBER: _ClassVar[int]
+    dataset_version: str
+    key: str
+    image: _image_pb2.Image
+    selection: _view_pb2.Selection
+    layout: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    strides: _containers.RepeatedScalarFieldContainer[int]
+    nbytes: int
+    tile_count: int
+    total_tiles: int
+    def __init__(self, dataset_version: _Optional[str] = ..., key: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., selection: _Optional[_Union[_view_pb2.Selection, _Mapping]] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., strides: _Optional[_Iterable[int]] = ..., nbytes: _Optional[int] = ..., tile_count: _Optional[int] = ..., total_tiles: _Optional[int] = ...) -> None: ...
+
+class ReadTilesRequest(_message.Message):
+    __slots__ = ("keys", "view", "tiling", "order", "tiles_per_batch", "compression", "pyramid_level", "if_version", "checksum", "max_message_bytes")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    TILES_PER_BATCH_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    PYRAMID_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    view: _view_pb2.View
+    tiling: _view_pb2.Tiling
+    order: _view_pb2.Order
+    tiles_per_batch: int
+    compression: Compression
+    pyramid_level: int
+    if_version: str
+    checksum: ChecksumKind
+    max_message_bytes: int
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., view: _Optional[_Union[_view_pb2.View, _Mapping]] = ..., tiling: _Optional[_Union[_view_pb2.Tiling, _Mapping]] = ..., order: _Optional[_Union[_view_pb2.Order, _Mapping]] = ..., tiles_per_batch: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., pyramid_level: _Optional[int] = ..., if_version: _Optional[str] = ..., checksum: _Optional[_Union[ChecksumKind, str]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class ReadTilesResponse(_message.Message):
+    __slots__ = ("header", "first_position", "tile_count", "slab", "timings", "crc32c", "padding", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    TILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SLAB_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: ReadTilesHeader
+    first_position: int
+    tile_count: int
+    slab: int
+    timings: ReadTilesTimings
+    crc32c: int
+    padding: bytes
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[ReadTilesHeader, _Mapping]] = ..., first_position: _Optional[int] = ..., tile_count: _Optional[int] = ..., slab: _Optional[int] = ..., timings: _Optional[_Union[ReadTilesTimings, _Mapping]] = ..., crc32c: _Optional[int] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class ReadTilesHeader(_message.Message):
+    __slots__ = ("dataset_version", "tile_count", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
+    DATASET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TILES_FIELD_NUMBER: _ClassVar[int]
+    TILE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SLABS_FIELD_NUMBER: _ClassVar[int]
+    SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    dataset_version: str
+    tile_count: int
+    total_tiles: int
+    tile_shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    slabs: bool
+    slab_bytes: int
+    def __init__(self, dataset_version: _Optional[str] = ..., tile_count: _Optional[int] = ..., total_tiles: _Optional[int] = ..., tile_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., slabs: bool = ..., slab_bytes: _Optional[int] = ...) -> None: ...
+
+class ReadTilesTimings(_message.Message):
+    __slots__ = ("queue_us", "gather_us", "encode_us")
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    GATHER_US_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_US_FIELD_NUMBER: _ClassVar[int]
+    queue_us: int
+    gather_us: int
+    encode_us: int
+    def __init__(self, queue_us: _Optional[int] = ..., gather_us: _Optional[int] = ..., encode_us: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,120 @@
+"""A server's life: bind, load, serve, drain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent import futures
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ome_tensor.blocks import ChunkCache
+from ome_tensor.errors import InvalidArgument
+from ome_tensor_proto.methods import SERVICE
+
+from .catalogue import Catalogue, SourceFile, load_catalogue
+from .rpc import handlers
+from .service import TensorService
+from .settings import Settings, split_address
+
+__all__ = ["TensorServer"]
+
+_log = logging.getLogger(__name__)
+
+#: Threads beside those for reads: metadata calls are short, and must get through while every read slot is taken.
+_METADATA_THREADS = 16
+
+_OPTIONS = (
+    # Two servers on one port would each get half of the calls without a word.
+    ("grpc.so_reuseport", 0),
+    # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
+    ("grpc.http2.max_frame_size", (16 << 20) - 1),
+    ("grpc.max_send_message_length", -1),
+    # A client whose machine vanished without a word is noticed within a minute; one that died is noticed at once.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class TensorServer:
+    """A gRPC server over a catalogue.
+
+    Args:
+        settings: How it runs.
+
+    Attributes:
+        settings: The settings.
+        port: The bound port, once started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.port = 0
+        threads = settings.max_concurrent_reads + _METADATA_THREADS
+        self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
+        self._server = grpc.server(
+            self._threads,
+            # Calls beyond the threads are refused at once instead of queued in silence.
+            maximum_concurrent_rpcs=threads,
+            # The limit that is told clearly is the service's own; gRPC's is the wall behind it.
+            options=[*_OPTIONS, ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20))],
+        )
+        self._service = TensorService(settings)
+        self._health = health.HealthServicer()
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server.add_generic_rpc_handlers((handlers(self._service.methods, settings.max_request_bytes),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE):
+            self._health.set(name, status)  # type: ignore[arg-type]
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` as bound."""
+        host, _ = split_address(self.settings.listen)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def start(self) -> str:
+        """Bind and answer; calls about data are refused as UNAVAILABLE until :meth:`load` is through. Gives the bound address.
+
+        Raises:
+            InvalidArgument: the address cannot be bound.
+        """
+        try:
+            self.port = self._server.add_insecure_port(self.settings.listen)
+        except RuntimeError:
+            self.port = 0
+        if self.port == 0:
+            raise InvalidArgument(
+                f"cannot listen on {self.settings.listen}: the port is in use or the address is not this host's",
+                field="listen",
+                value=self.settings.listen,
+            )
+        self._server.start()
+        return self.address
+
+    def load(self, sources: Sequence[SourceFile]) -> Catalogue:
+        """Load the datasets, then report SERVING. Raises what :func:`load_catalogue` does."""
+        catalogue = load_catalogue(sources, ChunkCache(self.settings.decode_cache_bytes))
+        self._service.catalogue = catalogue
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return catalogue
+
+    def stop(self, grace: float | None = None) -> None:
+        """Drain: health turns to NOT_SERVING, new calls are refused, running ones may finish within ``grace`` seconds (default: the settings').
+
+        Returns when all is quiet; may be called again.
+        """
+        self._health.enter_graceful_shutdown()
+        self._server.stop(self.settings.grace_seconds if grace is None else grace).wait()
+        self._threads.shutdown(wait=True)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until stopped."""
+        self._server.wait_for_termination(timeout)

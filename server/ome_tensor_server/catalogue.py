@@ -1,0 +1,283 @@
+"""The catalogue: datasets by name, images by key. Immutable once loaded, so any number of threads may read it."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ome_tensor.blocks import ChunkCache
+from ome_tensor.errors import DatasetNotFound, ImageNotFound, InvalidArgument, InvalidRecord, OmeTensorError
+from ome_tensor.keys import format_key, parse_key
+from ome_tensor.listing import DatasetInfo, ImageInfo
+from ome_tensor.pixels import StoredPixels
+from ome_tensor.record import read_meta
+
+from .parquet import LoadedTable, is_parquet, read_table
+
+__all__ = ["Catalogue", "Dataset", "Image", "find_sources", "load_catalogue"]
+
+_log = logging.getLogger(__name__)
+
+#: Indexes kept for each image column. An index costs about 100 bytes a chunk; a table of single cells has many small images.
+_INDEXES_KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image found by its key.
+
+    Attributes:
+        dataset: The dataset it is in.
+        key: Its canonical key.
+        column, row: The key's parts.
+        pixels: Its pixels, indexed when first read.
+    """
+
+    dataset: Dataset
+    key: str
+    column: str
+    row: int
+    pixels: StoredPixels
+
+    @property
+    def info(self) -> ImageInfo:
+        """What is said of it to a client."""
+        return ImageInfo(self.key, self.dataset.name, self.column, self.row, self.pixels.meta)
+
+
+class ImageColumn:
+    """One column of OME-Arrow records.
+
+    Args:
+        array: The records.
+        cache: Where decompressed chunks are kept.
+    """
+
+    def __init__(self, array: pa.ChunkedArray, cache: ChunkCache) -> None:
+        self._chunks: list[pa.StructArray] = array.chunks
+        self._starts: list[int] = []
+        rows = 0
+        for chunk in self._chunks:
+            self._starts.append(rows)
+            rows += len(chunk)
+        self.image_count = rows - array.null_count
+        self.row_count = rows
+        self._cache = cache
+        self._indexes: OrderedDict[int, StoredPixels] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def record(self, row: int) -> pa.StructScalar:
+        """The record at a row that exists; may be null."""
+        chunk = bisect.bisect_right(self._starts, row) - 1
+        return self._chunks[chunk][row - self._starts[chunk]]
+
+    def pixels(self, row: int) -> StoredPixels:
+        """The pixels at a row that holds an image. Raises InvalidRecord where its metadata is damaged."""
+        with self._lock:
+            pixels = self._indexes.get(row)
+            if pixels is None:
+                pixels = self._indexes[row] = StoredPixels(self.record(row), self._cache)
+                if len(self._indexes) > _INDEXES_KEPT:
+                    self._indexes.popitem(last=False)
+            else:
+                self._indexes.move_to_end(row)
+            return pixels
+
+    def only_row(self) -> int | None:
+        """The row of the only image, or ``None`` where there are several or none."""
+        if self.image_count != 1:
+            return None
+        return next(row for row in range(self.row_count) if self.record(row).is_valid)
+
+
+class Dataset:
+    """One registered file.
+
+    Args:
+        name: Its name.
+        table: Its images in memory.
+        source_name: Its file name.
+        cache: Where decompressed chunks are kept.
+    """
+
+    def __init__(self, name: str, table: LoadedTable, source_name: str, cache: ChunkCache) -> None:
+        self.name = name
+        self.version = table.version
+        self.columns = {column: ImageColumn(array, cache) for column, array in table.images.items()}
+        self.info = DatasetInfo(
+            name=name,
+            version=table.version,
+            image_count=sum(column.image_count for column in self.columns.values()),
+            row_count=table.rows,
+            image_columns=tuple(self.columns),
+            other_columns=table.others,
+            resident_bytes=table.nbytes,
+            source_name=source_name,
+        )
+
+    def column(self, name: str | None) -> tuple[str, ImageColumn]:
+        """The named image column, or the only one. Raises ImageNotFound."""
+        if name is None:
+            if len(self.columns) > 1:
+                raise ImageNotFound(
+                    f"dataset {self.name!r} has {len(self.columns)} image columns; name one in the key, as "
+                    f"'{format_key(self.name, next(iter(self.columns)), 0)}' (columns: {', '.join(self.columns)})",
+                    field="key",
+                    value=self.name,
+                )
+            name = next(iter(self.columns))
+        if name not in self.columns:
+            raise ImageNotFound(
+                f"dataset {self.name!r} has no image column {name!r}; it has: {', '.join(self.columns)}", field="key", value=name
+            )
+        return name, self.columns[name]
+
+    def image(self, column: str | None, row: int | None) -> Image:
+        """One image. Raises ImageNotFound, or InvalidRecord where its metadata is damaged."""
+        name, images = self.column(column)
+        if row is None:
+            row = images.only_row()
+            if row is None:
+                raise ImageNotFound(
+                    f"dataset {self.name!r} has {images.image_count} images in column {name!r}; name a row in the key, as "
+                    f"'{format_key(self.name, None if len(self.columns) == 1 else name, 0)}'",
+                    field="key",
+                    value=self.name,
+                )
+        if row >= images.row_count or not images.record(row).is_valid:
+            why = f"it has rows 0 to {images.row_count - 1}" if row >= images.row_count else "that row holds no image in this column"
+            raise ImageNotFound(
+                f"no image at row {row} of column {name!r} of dataset {self.name!r}: {why}", field="key", value=format_key(self.name, name, row)
+            )
+        return Image(self, format_key(self.name, name, row), name, row, images.pixels(row))
+
+    def positions(self, column: str | None) -> Iterator[tuple[int, str]]:
+        """(row, column) of every image, by row and then by column; of one column only where it is named."""
+        chosen = dict([self.column(column)]) if column else self.columns
+        for row in range(self.info.row_count):
+            for name, images in chosen.items():
+                if images.record(row).is_valid:
+                    yield row, name
+
+    def describe(self, row: int, column: str) -> ImageInfo:
+        """What is said of an image in a list: a damaged one is listed with its problem."""
+        key = format_key(self.name, column, row)
+        try:
+            return ImageInfo(key, self.name, column, row, read_meta(self.columns[column].record(row)))
+        except OmeTensorError as error:
+            return ImageInfo(key, self.name, column, row, None, error.message)
+
+
+class Catalogue:
+    """Datasets by name.
+
+    Args:
+        datasets: With names that differ.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset] = ()) -> None:
+        self.datasets = {dataset.name: dataset for dataset in sorted(datasets, key=lambda dataset: dataset.name)}
+
+    def dataset(self, name: str) -> Dataset:
+        """A dataset by name. Raises DatasetNotFound, naming some that exist."""
+        dataset = self.datasets.get(name)
+        if dataset is None:
+            some = ", ".join(list(self.datasets)[:10]) or "none"
+            more = f" and {len(self.datasets) - 10} more" if len(self.datasets) > 10 else ""
+            raise DatasetNotFound(f"no dataset {name!r}; there are: {some}{more}", field="key", value=name)
+        return dataset
+
+    def image(self, key: str) -> Image:
+        """An image by key. Raises DatasetNotFound, ImageNotFound, InvalidArgument, InvalidRecord."""
+        parsed = parse_key(key)
+        return self.dataset(parsed.dataset).image(parsed.column, parsed.row)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to load and the name to give it.
+
+    Attributes:
+        name: The dataset's name.
+        path: The file.
+        named: Whether the user named this very file: then it must load. One found in a folder may turn out to be something else.
+    """
+
+    name: str
+    path: Path
+    named: bool
+
+
+def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
+    """The Parquet files that paths name: a file itself, or every Parquet file in a folder and below.
+
+    A dataset is named after its file, without ``.ome.parquet`` or ``.parquet``; one in a subfolder after its path below the folder, parts joined
+    with dots.
+
+    Raises:
+        InvalidArgument: a path that does not exist, a file that is not Parquet, or two files of one name.
+    """
+    found: list[SourceFile] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and is_parquet(file))
+            found += [SourceFile(_name(file.relative_to(path)), file, named=False) for file in files]
+        elif path.is_file():
+            if not is_parquet(path):
+                raise InvalidArgument(f"{path} is not a Parquet file", field="path", value=str(path))
+            found.append(SourceFile(_name(Path(path.name)), path, named=True))
+        else:
+            raise InvalidArgument(f"{path} does not exist", field="path", value=str(path))
+    by_name: dict[str, SourceFile] = {}
+    for source in found:
+        other = by_name.setdefault(source.name, source)
+        if other.path.resolve() != source.path.resolve():
+            raise InvalidArgument(
+                f"{other.path} and {source.path} would both be dataset {source.name!r}; serve them apart or rename one",
+                field="path",
+                value=source.name,
+            )
+    return list(by_name.values())
+
+
+def _name(relative: Path) -> str:
+    last = relative.name
+    for suffix in (".parquet", ".ome"):
+        if last.lower().endswith(suffix) and len(last) > len(suffix):
+            last = last[: -len(suffix)]
+    return ".".join([*relative.parts[:-1], last])
+
+
+def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache) -> Catalogue:
+    """Load every source into memory.
+
+    A file found in a folder that turns out not to hold readable images is left out with a warning, so that one bad file does not take a lab's
+    folder off the air.
+
+    Raises:
+        InvalidRecord, InvalidArgument: a file that was named itself cannot be loaded.
+    """
+    datasets = []
+    for source in sources:
+        try:
+            table = read_table(source.path)
+        except (InvalidRecord, OSError) as error:
+            problem = error if isinstance(error, InvalidRecord) else InvalidArgument(
+                f"{source.path} cannot be read: {error.strerror or error}", field="path", value=str(source.path)
+            )
+            if source.named:
+                raise problem from None
+            _log.warning("left out %s: %s", source.path, problem)
+            continue
+        dataset = Dataset(source.name, table, source.path.name, cache)
+        _log.info("loaded dataset=%s images=%d bytes=%d version=%s", source.name, dataset.info.image_count, table.nbytes, table.version)
+        datasets.append(dataset)
+    return Catalogue(datasets)

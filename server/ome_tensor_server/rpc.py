@@ -1,0 +1,144 @@
+"""One way in for every call: parse and bound the request, map errors to statuses, log one line.
+
+Service code is written as plain functions ``handler(request, call)``; it raises the errors of ``ome_tensor.errors`` and never speaks gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
+from ome_tensor_proto.methods import METHODS, SERVICE, Method
+from ome_tensor_proto.status import to_status
+
+from .logs import Fields
+
+__all__ = ["Call", "handlers"]
+
+_log = logging.getLogger(__name__)
+
+
+class Call:
+    """One call in progress: what its log line will say, and whether the client is still there.
+
+    Attributes:
+        image: Key of what it is about, once known.
+        tiles: Tiles sent so far.
+        nbytes: Bytes of messages sent so far.
+    """
+
+    def __init__(self, method: str, context: grpc.ServicerContext) -> None:
+        self.method = method
+        self.image: str | None = None
+        self.tiles: int | None = None
+        self.nbytes = 0
+        self._context = context
+        self._began = time.perf_counter()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anybody still wants the answer: a cancelled stream does not stop its own thread."""
+        return bool(self._context.is_active())
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Write the call's line."""
+        _log.log(
+            logging.INFO if status in ("OK", "CANCELLED") else logging.WARNING,
+            Fields(
+                "call",
+                method=self.method,
+                image=self.image,
+                bytes=self.nbytes,
+                tiles=self.tiles,
+                ms=(time.perf_counter() - self._began) * 1e3,
+                status=status,
+                peer=self._context.peer(),
+                error=error,
+            ),
+        )
+
+
+Handler = Callable[[Any, Call], Any]
+
+
+def handlers(service: Mapping[str, Handler], max_request_bytes: int) -> grpc.GenericRpcHandler:
+    """gRPC handlers for functions named as the contract's methods; a streaming one yields message bytes.
+
+    Raises:
+        KeyError: a method of the contract has no function.
+    """
+    table = {}
+    for name, method in METHODS.items():
+        wrap = _streaming if method.streaming else _unary
+        make = grpc.unary_stream_rpc_method_handler if method.streaming else grpc.unary_unary_rpc_method_handler
+        # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
+        table[name] = make(wrap(method, service[name], max_request_bytes))
+    return grpc.method_handlers_generic_handler(SERVICE, table)
+
+
+def _parse(method: Method, data: bytes, max_request_bytes: int) -> Message:
+    if len(data) > max_request_bytes:
+        raise LimitExceeded(
+            f"the request is {len(data)} bytes; this server takes at most {max_request_bytes}", field="request", value=len(data)
+        )
+    try:
+        return method.request.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(f"the request is not a valid {method.request.DESCRIPTOR.name}: {error}", field="request") from None
+
+
+def _refuse(error: Exception, call: Call, context: grpc.ServicerContext) -> None:
+    """End the call with the status of the error; raises, as gRPC's abort does."""
+    if not isinstance(error, OmeTensorError):
+        _log.exception(Fields("unexpected", method=call.method, image=call.image))
+        error = ServerError(f"unexpected {type(error).__name__} in {call.method}; the server's log has the details")
+    status = to_status(error)
+    call.finish(status.code.name, str(error))
+    context.abort_with_status(status)
+
+
+def _unary(method: Method, handler: Handler, max_request_bytes: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        call = Call(method.name, context)
+        try:
+            message: bytes = handler(_parse(method, data, max_request_bytes), call).SerializeToString()
+        except Exception as error:
+            _refuse(error, call, context)
+            raise
+        call.nbytes = len(message)
+        call.finish("OK")
+        return message
+
+    return answer
+
+
+def _streaming(method: Method, handler: Handler, max_request_bytes: int) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    def answer(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        call = Call(method.name, context)
+        messages: Iterator[bytes] = iter(())
+        try:
+            messages = handler(_parse(method, data, max_request_bytes), call)
+            for message in messages:
+                call.nbytes += len(message)
+                yield message
+        except GeneratorExit:
+            call.finish("CANCELLED")
+            raise
+        except Exception as error:
+            _refuse(error, call, context)
+            raise
+        else:
+            call.finish("OK" if call.is_active else "CANCELLED")
+        finally:
+            # At once, not when somebody collects garbage: it holds a place among the concurrent reads.
+            close = getattr(messages, "close", None)
+            if close is not None:
+                close()
+
+    return answer

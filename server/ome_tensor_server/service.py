@@ -1,0 +1,208 @@
+"""The methods of ``TensorService`` as plain functions over a catalogue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+
+from ome_tensor.errors import DatasetChanged, InvalidArgument, LimitExceeded, Overloaded, Unavailable
+from ome_tensor.plan import Plan, ResolvedPlan
+from ome_tensor.tiling import Order, TileSequence, Tiling
+from ome_tensor.view import TensorView, view_of_record
+from ome_tensor_proto.codec import check_built, mode_from_proto, order_from_proto, plan_from_proto, selection_to_proto, tiling_from_proto
+from ome_tensor_proto.listing import dataset_to_proto, image_to_proto
+from ome_tensor_proto.v1 import tensor_service_pb2 as pb
+from ome_tensor_proto.v1 import view_pb2
+
+from .catalogue import Catalogue, Image
+from .rpc import Call, Handler
+from .settings import Settings
+from .stream import TileRead, check_tiles
+
+__all__ = ["TensorService"]
+
+_PAGE, _LARGEST_PAGE = 200, 1000
+
+
+class TensorService:
+    """Answers calls from a catalogue.
+
+    Args:
+        settings: The limits.
+
+    Attributes:
+        catalogue: What is served; ``None`` while it is being loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.catalogue: Catalogue | None = None
+        self._settings = settings
+        self._reads = threading.BoundedSemaphore(settings.max_concurrent_reads)
+
+    @property
+    def methods(self) -> Mapping[str, Handler]:
+        """The functions by the contract's method names."""
+        return {
+            "ListDatasets": self.list_datasets,
+            "GetDataset": self.get_dataset,
+            "ListImages": self.list_images,
+            "ResolveView": self.resolve_view,
+            "ReadTiles": self.read_tiles,
+        }
+
+    def _loaded(self) -> Catalogue:
+        catalogue = self.catalogue
+        if catalogue is None:
+            raise Unavailable("the server is still loading its datasets; try again shortly")
+        return catalogue
+
+    # -- listings ------------------------------------------------------------------------------------------------------------------
+
+    def list_datasets(self, request: pb.ListDatasetsRequest, call: Call) -> pb.ListDatasetsResponse:
+        """All datasets by name, in pages; a page token is the number of datasets before it."""
+        datasets = list(self._loaded().datasets.values())
+        first = _token(request.page_token, len(datasets))
+        count = _page_size(request.page_size)
+        return pb.ListDatasetsResponse(
+            datasets=[dataset_to_proto(dataset.info) for dataset in datasets[first : first + count]],
+            next_page_token=str(first + count) if first + count < len(datasets) else "",
+        )
+
+    def get_dataset(self, request: pb.GetDatasetRequest, call: Call) -> pb.GetDatasetResponse:
+        """One dataset."""
+        return pb.GetDatasetResponse(dataset=dataset_to_proto(self._loaded().dataset(request.name).info))
+
+    def list_images(self, request: pb.ListImagesRequest, call: Call) -> pb.ListImagesResponse:
+        """The images of a dataset, in pages; a page token is the version it was given for and the number of images before it."""
+        dataset = self._loaded().dataset(request.dataset)
+        if request.column and request.column not in dataset.columns:
+            raise InvalidArgument(
+                f"{request.column!r} is not an image column of dataset {dataset.name!r}; those are: {', '.join(dataset.columns)}",
+                field="column",
+                value=request.column,
+            )
+        total = dataset.columns[request.column].image_count if request.column else dataset.info.image_count
+        version, _, number = request.page_token.rpartition(":")
+        if request.page_token and version != dataset.version:
+            raise DatasetChanged(
+                f"dataset {dataset.name!r} is no longer the one this list of images began with", field="page_token", value=request.page_token
+            )
+        first = _token(number, total)
+        count = _page_size(request.page_size)
+        places = islice(dataset.positions(request.column or None), first, first + count)
+        return pb.ListImagesResponse(
+            images=[image_to_proto(dataset.describe(row, column)) for row, column in places],
+            next_page_token=f"{dataset.version}:{first + count}" if first + count < total else "",
+            total_count=total,
+            dataset_version=dataset.version,
+        )
+
+    # -- views ---------------------------------------------------------------------------------------------------------------------
+
+    def resolve_view(self, request: pb.ResolveViewRequest, call: Call) -> pb.ResolveViewResponse:
+        """What a view is; no pixel is read."""
+        image, view, resolved, arrow = self._view(request.key, request.view, call)
+        tiling, order, _ = _cut(request.tiling, request.order, request.HasField("tiling"))
+        tiles = TileSequence(resolved.selection if arrow else resolved.shown, tiling, order)
+        check_tiles(tiles, resolved.dtype.itemsize, self._settings)
+        if arrow:
+            # Each tile must be one stored plane or chunk, so there are no more to look at than those.
+            for tile in tiles:
+                view.stored_values(tile.selection)
+        # A layout that the whole view does not fit may fit its tiles: then there is no shape to tell, but the rest.
+        fits = _fits(resolved)
+        return pb.ResolveViewResponse(
+            dataset_version=image.dataset.version,
+            key=image.key,
+            image=image_to_proto(image.info),
+            selection=selection_to_proto(resolved.selection),
+            layout=resolved.layout,
+            dtype=resolved.dtype.name,
+            shape=resolved.shape if fits else (),
+            strides=resolved.strides if fits else (),
+            nbytes=resolved.nbytes,
+            tile_count=len(tiles),
+            total_tiles=tiles.total,
+        )
+
+    def read_tiles(self, request: pb.ReadTilesRequest, call: Call) -> Iterator[bytes]:
+        """The tiles of a view, as message bytes."""
+        check_built(request)
+        if not self._reads.acquire(blocking=False):
+            raise Overloaded(
+                f"this server serves {self._settings.max_concurrent_reads} reads at once, and all are taken; try again later",
+                field="max_concurrent_reads",
+                value=self._settings.max_concurrent_reads,
+            )
+        try:
+            yield from self._read(request, call).messages(call, self._settings)
+        finally:
+            self._reads.release()
+
+    def _read(self, request: pb.ReadTilesRequest, call: Call) -> TileRead:
+        image, view, resolved, arrow = self._view(request.keys[0], request.view, call)
+        if request.if_version and request.if_version != image.dataset.version:
+            raise DatasetChanged(
+                f"dataset {image.dataset.name!r} is now version {image.dataset.version}, not {request.if_version}: "
+                "going on would mix pixels of two versions",
+                field="if_version",
+                value=request.if_version,
+            )
+        tiling, order, start_slab = _cut(request.tiling, request.order, request.HasField("tiling"))
+        aim = self._settings.batch_bytes
+        message_bytes = min(request.max_message_bytes, 4 * aim) if request.max_message_bytes else aim
+        return TileRead(image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes)
+
+    def _view(self, key: str, message: view_pb2.View, call: Call) -> tuple[Image, TensorView, ResolvedPlan, bool]:
+        """The image, the view, what it shows (in the stored dtype where flat values are wanted) and whether flat values are wanted."""
+        call.image = key
+        image = self._loaded().image(key)
+        call.image = image.key
+        self._check_indices(message)
+        plan: Plan = plan_from_proto(message)
+        view = view_of_record(image.pixels, plan)
+        resolved = view.resolved
+        arrow = mode_from_proto(message) == "arrow"
+        if arrow:
+            stored = image.pixels.index.stored_dtype
+            resolved = ResolvedPlan(resolved.selection, resolved.layout, stored or np.dtype(np.uint16), resolved.channel_policy)
+        return image, view, resolved, arrow
+
+    def _check_indices(self, view: view_pb2.View) -> None:
+        """Before a list is even turned into a tuple."""
+        for axis in "tzc":
+            count = len(getattr(view, axis).list.values)
+            if count > self._settings.max_indices:
+                raise LimitExceeded(
+                    f"{axis} lists {count} indices; this server takes at most {self._settings.max_indices} (a slice is not counted)",
+                    field=f"view.{axis}",
+                    value=count,
+                )
+
+
+def _cut(tiling: view_pb2.Tiling, order: view_pb2.Order, cut: bool) -> tuple[Tiling, Order, int]:
+    return tiling_from_proto(tiling) if cut else Tiling(), order_from_proto(order), order.start_slab
+
+
+def _fits(resolved: ResolvedPlan) -> bool:
+    try:
+        resolved.check()
+    except InvalidArgument:
+        return False
+    return True
+
+
+def _page_size(asked: int) -> int:
+    return min(asked, _LARGEST_PAGE) or _PAGE
+
+
+def _token(token: str, total: int) -> int:
+    """How many entries come before a page; raises InvalidArgument for a token that this server did not give."""
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and int(token) <= total):
+        raise InvalidArgument(f"page_token {token!r} is not one this server gave", field="page_token", value=token)
+    return int(token)

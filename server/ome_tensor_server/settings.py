@@ -1,0 +1,132 @@
+"""The server's settings: built once from flags and ``OME_TENSOR_*`` variables, checked, and handed down. Nothing reads the environment later."""
+
+from __future__ import annotations
+
+import ipaddress
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ome_tensor.errors import InvalidArgument
+
+__all__ = ["PREFIX", "Settings"]
+
+PREFIX = "OME_TENSOR_"
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a server runs and what it refuses. Each field is also the variable ``OME_TENSOR_<FIELD>``.
+
+    Attributes:
+        listen: ``HOST:PORT``; port 0 takes a free one.
+        insecure: Allow plain text beyond this host. Without it only loopback addresses are bound.
+        batch_bytes: Aim of a message's size. About 1 MiB measured best: smaller pays per message, larger misses the cache (PERFORMANCE).
+        max_request_bytes: Largest request message.
+        max_tile_bytes: Largest tile that may be asked for; reading a whole view is not bounded by it, since that comes in slabs.
+        max_tiles: Most tiles one read may enumerate. A shuffled read holds 8 bytes for each.
+        max_indices: Most indices listed for one axis.
+        max_concurrent_reads: Streams served at once, a thread each; one more is refused at once with RESOURCE_EXHAUSTED.
+        decode_cache_bytes: Decompressed chunks kept, over all datasets.
+        grace_seconds: How long running streams may finish after SIGTERM.
+        log_format: ``text`` or ``json``, one line a call on stderr.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    listen: str = "127.0.0.1:50051"
+    insecure: bool = False
+    batch_bytes: int = 1 << 20
+    max_request_bytes: int = 4 << 20
+    max_tile_bytes: int = 2 << 30
+    max_tiles: int = 10_000_000
+    max_indices: int = 65_536
+    max_concurrent_reads: int = 64
+    decode_cache_bytes: int = 256 << 20
+    grace_seconds: float = 30.0
+    log_format: str = "text"
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        host, _ = split_address(self.listen)
+        if not self.insecure and not is_loopback(host):
+            raise InvalidArgument(
+                f"listen {self.listen!r} reaches beyond this host in plain text, for anybody: add --insecure to allow that, "
+                "or listen on 127.0.0.1",
+                field="listen",
+                value=self.listen,
+            )
+        for name in ("batch_bytes", "max_request_bytes", "max_tile_bytes", "max_tiles", "max_indices", "max_concurrent_reads"):
+            if getattr(self, name) <= 0:
+                raise InvalidArgument(f"{name} must be positive: {getattr(self, name)}", field=name, value=getattr(self, name))
+        for name in ("decode_cache_bytes", "grace_seconds"):
+            if getattr(self, name) < 0:
+                raise InvalidArgument(f"{name} must not be negative: {getattr(self, name)}", field=name, value=getattr(self, name))
+        if self.batch_bytes > 64 << 20:
+            raise InvalidArgument(f"batch_bytes must be at most 64 MiB: {self.batch_bytes}", field="batch_bytes", value=self.batch_bytes)
+        for name, allowed in (("log_format", ("text", "json")), ("log_level", ("debug", "info", "warning", "error"))):
+            if getattr(self, name) not in allowed:
+                raise InvalidArgument(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}", field=name, value=getattr(self, name)
+                )
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+        """Flags that are not ``None`` win over variables, and those over defaults.
+
+        Raises:
+            InvalidArgument: naming the flag or the variable, and the value; also for an ``OME_TENSOR_*`` variable there is no setting for,
+                which is a misspelling that would be obeyed silently by doing nothing.
+        """
+        hints = typing.get_type_hints(cls)
+        names = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in environment.items():
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in names:
+                # Variables of the client, the tests and the demo share the prefix.
+                if name.split("_")[0] in ("client", "test", "demo"):
+                    continue
+                known = ", ".join(PREFIX + known.upper() for known in sorted(names))
+                raise InvalidArgument(f"{variable} is not a setting; there are: {known}", field=variable, value=text)
+            values[name] = _parse(variable, text, hints[name])
+        values.update({name: value for name, value in flags.items() if value is not None})
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, kind: type | types.UnionType) -> Any:
+    word = text.strip()
+    if kind is bool:
+        if word.lower() not in _TRUE | _FALSE:
+            raise InvalidArgument(f"{variable} must be true or false, not {text!r}", field=variable, value=text)
+        return word.lower() in _TRUE
+    if kind in (int, float):
+        try:
+            return kind(word)  # type: ignore[operator]
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise InvalidArgument(f"{variable} must be {noun}, not {text!r}", field=variable, value=text) from None
+    return word
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``HOST:PORT`` (``[::1]:50051`` for IPv6) as its parts; raises InvalidArgument."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise InvalidArgument(f"listen must be HOST:PORT, not {address!r}", field="listen", value=address)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this host only. A name other than ``localhost`` may resolve to anything."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

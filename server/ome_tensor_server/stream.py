@@ -1,0 +1,220 @@
+"""ReadTiles: from a checked request to the messages of its stream, pixels gathered straight into them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ome_tensor.errors import InvalidArgument, LimitExceeded
+from ome_tensor.plan import ResolvedPlan
+from ome_tensor.slabs import Slab, SlabSequence, split_into_slabs
+from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
+from ome_tensor.view import TensorView, gather_slab, gather_tile
+from ome_tensor_proto.batch_format import BatchFormat
+from ome_tensor_proto.batches import MessageWriter, TileWriter
+from ome_tensor_proto.v1 import tensor_service_pb2 as pb
+
+from .catalogue import Image
+from .rpc import Call
+from .settings import Settings
+
+__all__ = ["TileRead", "check_tiles"]
+
+#: The first batches are small and each is twice the one before: the first tile does not wait for a whole message of small tiles.
+_FIRST_BATCH_TILES = 8
+
+#: Most tiles in a batch: a row costs about 50 bytes and some microseconds whatever its pixels.
+_MOST_BATCH_TILES = 4096
+
+
+def check_tiles(tiles: TileSequence, itemsize: int, settings: Settings) -> None:
+    """LimitExceeded where there are more tiles than the server enumerates, or larger ones than it sends.
+
+    A whole view is one tile too, but the one that comes in slabs anyway; it is bounded by the image.
+    """
+    if tiles.total > settings.max_tiles:
+        raise LimitExceeded(
+            f"the view has {tiles.total} tiles; this server reads at most {settings.max_tiles} at once", field="tiling", value=tiles.total
+        )
+    nbytes = int(np.prod([float(n) for n in tiles.shape])) * itemsize
+    if tiles.tiling.kind in ("tiles", "tiles_3d") and nbytes > settings.max_tile_bytes:
+        raise LimitExceeded(
+            f"a tile of shape {tiles.shape} is {nbytes} bytes; this server sends at most {settings.max_tile_bytes} (max_tile_bytes)",
+            field="tiling",
+            value=tiles.shape,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TileRead:
+    """One read, checked: nothing left that could be refused but damaged pixels.
+
+    Attributes:
+        image: The image.
+        view: The view.
+        resolved: What it shows: with ``arrow`` in the stored dtype.
+        tiling, order: How it is cut.
+        arrow: Whether the flat stored values are wanted.
+        start_slab: Slabs of the first tile to skip.
+        tiles_per_batch: As asked; 0 for the server's choice.
+        message_bytes: Aim of a message's size.
+    """
+
+    image: Image
+    view: TensorView
+    resolved: ResolvedPlan
+    tiling: Tiling
+    order: Order
+    arrow: bool
+    start_slab: int
+    tiles_per_batch: int
+    message_bytes: int
+
+    def messages(self, call: Call, settings: Settings) -> Iterator[bytes]:
+        """The stream's messages. Ends early, without the end-of-stream marker, when nobody wants it any more."""
+        call.tiles = 0
+        # Stored values need the selection as it is: a channel policy does not make one chunk of several.
+        tiles = TileSequence(self.resolved.selection if self.arrow else self.resolved.shown, self.tiling, self.order)
+        itemsize = self.resolved.dtype.itemsize
+        check_tiles(tiles, itemsize, settings)
+        if self.arrow:
+            for tile in tiles:
+                self.view.stored_values(tile.selection)
+        largest = tiles.tile(0).shape if tiles.total else tiles.shape
+        in_slabs = int(np.prod(largest)) * itemsize > self.message_bytes
+        if in_slabs and self.tiles_per_batch > 1:
+            raise LimitExceeded(
+                f"tiles_per_batch {self.tiles_per_batch} is too many: one tile of shape {largest} is more than a message of "
+                f"{self.message_bytes} bytes",
+                field="tiles_per_batch",
+                value=self.tiles_per_batch,
+            )
+        if self.start_slab and not in_slabs:
+            raise InvalidArgument("order.start_slab: these tiles do not come in slabs", field="order.start_slab", value=self.start_slab)
+        writer = TileWriter(
+            BatchFormat.of(
+                largest,
+                self.resolved.dtype,
+                variable=in_slabs or not tiles.uniform,
+                layout=self.resolved.layout,
+                shape=self.resolved.shape,
+                key=self.image.key,
+                dataset_version=self.image.dataset.version,
+            )
+        )
+        # A view without elements has no record batches: its reader makes the empty tiles from their count.
+        count = len(tiles) if tiles.total and int(np.prod(largest)) else 0
+        header: pb.ReadTilesHeader | None = pb.ReadTilesHeader(
+            dataset_version=self.image.dataset.version,
+            tile_count=count,
+            total_tiles=tiles.total,
+            tile_shape=largest,
+            dtype=self.resolved.dtype.name,
+            slabs=in_slabs,
+            slab_bytes=self.message_bytes if in_slabs else 0,
+        )
+        if count == 0:
+            yield writer.opening(header, last=True)
+            return
+        queued = time.perf_counter()
+        for unit in self._slabs(tiles) if in_slabs else self._batches(tiles, itemsize):
+            began = time.perf_counter()
+            message = unit.allocate(writer, header)
+            header = None
+            made = time.perf_counter()
+            unit.gather(self, message)
+            gathered = time.perf_counter()
+            data = message.finish(queue_us=_us(began - queued), gather_us=_us(gathered - made), encode_us=_us(made - began))
+            del message
+            call.tiles += unit.tile_count
+            yield data
+            if not call.is_active:
+                return
+            queued = time.perf_counter()
+        yield writer.closing()
+
+    def _batches(self, tiles: TileSequence, itemsize: int) -> Iterator[_Batch]:
+        """Tiles in runs that fill a message, the first runs shorter."""
+        batch: list[Tile] = []
+        nbytes = 0
+        most = self.tiles_per_batch or _FIRST_BATCH_TILES
+        for tile in tiles:
+            size = int(np.prod(tile.shape)) * itemsize
+            if batch and (len(batch) >= most or (not self.tiles_per_batch and nbytes + size > self.message_bytes)):
+                yield _Batch(batch)
+                if not self.tiles_per_batch:
+                    most = min(2 * most, _MOST_BATCH_TILES)
+                batch, nbytes = [], 0
+            batch.append(tile)
+            nbytes += size
+        yield _Batch(batch)
+
+    def _slabs(self, tiles: TileSequence) -> Iterator[_Slab]:
+        """Every slab of every tile, in C order."""
+        skip = self.start_slab
+        for tile in tiles:
+            slabs = split_into_slabs(tile.shape, self.resolved.dtype.itemsize, self.message_bytes)
+            if skip >= len(slabs):
+                raise InvalidArgument(f"order.start_slab: {skip} of {len(slabs)} slabs", field="order.start_slab", value=skip)
+            for number in range(skip, len(slabs)):
+                yield _Slab(tile, slabs, number)
+            skip = 0
+
+    def write_tile(self, tile: Tile, out: np.ndarray) -> None:
+        """Write one whole tile into ``out``, a TZCYX array."""
+        if self.arrow:
+            out[...] = self.view.stored_values(tile.selection).reshape(out.shape)
+        else:
+            gather_tile(self.image.pixels, tile, self.tiling, out)
+
+    def write_slab(self, tile: Tile, slab: Slab, out: np.ndarray) -> None:
+        """Write one slab of a tile into ``out``, a TZCYX array."""
+        if self.arrow:
+            out[...] = self.view.stored_values(tile.selection)[slab.offset : slab.offset + out.size].reshape(out.shape)
+        else:
+            gather_slab(self.image.pixels, tile, self.tiling, slab, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A message of whole tiles."""
+
+    tiles: list[Tile]
+
+    @property
+    def tile_count(self) -> int:
+        return len(self.tiles)
+
+    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None) -> MessageWriter:
+        return writer.batch(self.tiles, header=header)
+
+    def gather(self, read: TileRead, message: MessageWriter) -> None:
+        for tile, block in zip(self.tiles, message.pixels, strict=True):
+            read.write_tile(tile, block)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """A message of one slab."""
+
+    tile: Tile
+    slabs: SlabSequence
+    number: int
+
+    @property
+    def tile_count(self) -> int:
+        return int(self.number == len(self.slabs) - 1)
+
+    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None) -> MessageWriter:
+        ends_tile = bool(self.tile_count)
+        return writer.slab(self.tile, self.slabs[self.number], self.number, ends_tile=ends_tile, header=header)
+
+    def gather(self, read: TileRead, message: MessageWriter) -> None:
+        read.write_slab(self.tile, self.slabs[self.number], message.pixels[0])
+
+
+def _us(seconds: float) -> int:
+    return min(int(seconds * 1e6), 2**32 - 1)
