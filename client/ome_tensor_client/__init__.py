@@ -1,10 +1,10 @@
 """The client of an ome-tensor server.
 
-    >>> from ome_tensor_client import connect
-    >>> with connect("localhost:50051") as client:                                    # doctest: +SKIP
-    ...     view = client.tensor_view("plate7/dna/12", t=0)
-    ...     for tile in view.iter_dlpack(tile_size=(256, 256), mode="numpy", prefetch=2):
-    ...         batch = torch.from_dlpack(tile)
+>>> from ome_tensor_client import connect
+>>> with connect("localhost:50051") as client:                                    # doctest: +SKIP
+...     view = client.tensor_view("plate7/dna/12", t=0)
+...     for tile in view.iter_dlpack(tile_size=(256, 256), mode="numpy", prefetch=2):
+...         batch = torch.from_dlpack(tile)
 """
 
 from .client import Client, connect

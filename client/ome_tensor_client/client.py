@@ -58,7 +58,9 @@ class Client:
 
     def dataset(self, name: str) -> DatasetInfo:
         """One dataset. Raises DatasetNotFound."""
-        return dataset_from_proto(self._connection.call("GetDataset", pb.GetDatasetRequest(name=name), pb.GetDatasetResponse).dataset)
+        return dataset_from_proto(
+            self._connection.call("GetDataset", pb.GetDatasetRequest(name=name), pb.GetDatasetResponse).dataset
+        )
 
     def images(self, dataset: str, column: str | None = None, *, page_size: int = 0) -> Iterator[ImageInfo]:
         """The images of a dataset, by row and then by column, fetched page by page while iterating.
@@ -97,7 +99,9 @@ class Client:
             DatasetNotFound, ImageNotFound, InvalidArgument.
         """
         parse_key(key)
-        return image_from_proto(self._connection.call("ResolveView", pb.ResolveViewRequest(key=key), pb.ResolveViewResponse).image)
+        return image_from_proto(
+            self._connection.call("ResolveView", pb.ResolveViewRequest(key=key), pb.ResolveViewResponse).image
+        )
 
     def tensor_view(self, key: str, **selection: Any) -> LazyTensorView:
         """A lazy view of an image: no traffic until its shape or its pixels are needed.

@@ -6,7 +6,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -143,8 +142,9 @@ class Connection:
         backoff = Backoff(self.options.retry_for)
         while True:
             try:
-                answer: bytes = self.channel.unary_unary(METHODS[name].path)(data, timeout=self.options.timeout)
-                return response.FromString(answer)
+                # Without serialisers a channel takes and gives bytes.
+                method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(METHODS[name].path)
+                return response.FromString(method(data, timeout=self.options.timeout))
             except grpc.RpcError as rpc_error:
                 error = self.error_of(rpc_error)
             if isinstance(error, DeadlineExceeded):
@@ -153,12 +153,17 @@ class Connection:
 
     def stream(self, name: str, request: Message) -> Any:
         """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``."""
-        return self.channel.unary_stream(METHODS[name].path)(request.SerializeToString(), timeout=self.options.timeout)
+        method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(METHODS[name].path)
+        return method(request.SerializeToString(), timeout=self.options.timeout)
 
     def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
         """This project's error for gRPC's; one about the connection names the target."""
         error = from_rpc_error(rpc_error)
-        if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)) and self.target not in error.message:
+        if (
+            error.field is None
+            and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled))
+            and self.target not in error.message
+        ):
             seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
             return type(error)(f"{self.target}: {_plain(error)}{seconds}", field="target", value=self.target)
         return error
@@ -178,5 +183,3 @@ def _plain(error: OmeTensorError) -> str:
         if said in text:
             return meant
     return text
-
-

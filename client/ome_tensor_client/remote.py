@@ -51,11 +51,15 @@ class RemoteSource:
     def open(self, arguments: Arguments) -> RemoteView:
         """Describe the plan, by one ResolveView call. See :meth:`ome_tensor.lazy.Source.open`."""
         plan = Plan.of(arguments)
-        answer = self.connection.call("ResolveView", pb.ResolveViewRequest(key=self.key, view=plan_to_proto(plan)), pb.ResolveViewResponse)
+        answer = self.connection.call(
+            "ResolveView", pb.ResolveViewRequest(key=self.key, view=plan_to_proto(plan)), pb.ResolveViewResponse
+        )
         meta = image_from_proto(answer.image).meta
         if meta is None:
             raise BrokenStream(f"the server describes {self.key!r} without its size or dtype")
-        resolved = ResolvedPlan(selection_from_proto(answer.selection), answer.layout, np.dtype(answer.dtype), plan.channel_policy)
+        resolved = ResolvedPlan(
+            selection_from_proto(answer.selection), answer.layout, np.dtype(answer.dtype), plan.channel_policy
+        )
         return RemoteView.of_pixels(RemotePixels(self.connection, answer.key, meta, answer.dataset_version), resolved, plan.dtype)
 
     def collect(self, opened: TensorExports) -> TensorView:
@@ -100,16 +104,25 @@ class RemotePixels:
         parts = [batch.pixels[0].reshape(-1) for batch, _ in self._whole(selection, None, arrow=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _whole(self, selection: Selection, dtype: np.dtype | None, *, arrow: bool) -> Iterator[tuple[TileBatch, pb.ReadTilesHeader]]:
+    def _whole(
+        self, selection: Selection, dtype: np.dtype | None, *, arrow: bool
+    ) -> Iterator[tuple[TileBatch, pb.ReadTilesHeader]]:
         stream = TileStream(self.connection, self.request(selection, dtype, Tiling(), Order(), arrow=arrow))
         for batch in stream:
             assert stream.header is not None
             yield batch, stream.header
 
-    def request(self, selection: Selection, dtype: np.dtype | None, tiling: Tiling, order: Order, *, arrow: bool) -> pb.ReadTilesRequest:
+    def request(
+        self, selection: Selection, dtype: np.dtype | None, tiling: Tiling, order: Order, *, arrow: bool
+    ) -> pb.ReadTilesRequest:
         """The request for tiles of a selection that is fitted to the image already."""
         plan = Plan(
-            as_index(selection.t), as_index(selection.z), as_index(selection.c), Region("roi", selection.roi), AXES, None if arrow else dtype
+            as_index(selection.t),
+            as_index(selection.z),
+            as_index(selection.c),
+            Region("roi", selection.roi),
+            AXES,
+            None if arrow else dtype,
         )
         return pb.ReadTilesRequest(
             keys=[self.key],
@@ -149,13 +162,20 @@ class RemoteView(TensorView):
         if arrow:
             self._check_stored(tiling, order)
         elif shown.size == 0:
-            return ((tile, in_layout(np.empty(tile.shape, resolved.dtype), resolved.layout, contiguous)) for tile in TileSequence(shown, tiling, order))
+            return (
+                (tile, in_layout(np.empty(tile.shape, resolved.dtype), resolved.layout, contiguous))
+                for tile in TileSequence(shown, tiling, order)
+            )
         stream = TileStream(self.pixels.connection, self.pixels.request(shown, resolved.dtype, tiling, order, arrow=arrow))
         found = self._delivered(stream, numbered, contiguous, arrow)
         if not prefetch:
             return found
         return Prefetcher(
-            found, prefetch, max_bytes=self.pixels.connection.options.prefetch_bytes, size=lambda item: item[1].nbytes, cancel=stream.cancel
+            found,
+            prefetch,
+            max_bytes=self.pixels.connection.options.prefetch_bytes,
+            size=lambda item: item[1].nbytes,
+            cancel=stream.cancel,
         )
 
     def _check_stored(self, tiling: Tiling, order: Order) -> None:
@@ -165,7 +185,9 @@ class RemoteView(TensorView):
         if self._override is not None:
             view.dtype = self._override.name
         self.pixels.connection.call(
-            "ResolveView", pb.ResolveViewRequest(key=self.pixels.key, view=view, tiling=plan.tiling, order=plan.order), pb.ResolveViewResponse
+            "ResolveView",
+            pb.ResolveViewRequest(key=self.pixels.key, view=view, tiling=plan.tiling, order=plan.order),
+            pb.ResolveViewResponse,
         )
 
     def _delivered(self, stream: TileStream, numbered: TileSequence, contiguous: bool, arrow: bool) -> Iterator[TileAndArray]:

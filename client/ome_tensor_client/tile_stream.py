@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import grpc
@@ -62,7 +62,7 @@ class TileStream(Iterator[TileBatch]):
     def __del__(self) -> None:
         self.cancel()
 
-    def _read(self) -> Iterator[TileBatch]:  # type: ignore[misc]
+    def _read(self) -> Generator[TileBatch, None, None]:
         backoff = Backoff(self._connection.options.retry_for)
         while True:
             arrived = False

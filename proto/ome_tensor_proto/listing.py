@@ -82,7 +82,7 @@ def image_from_proto(message: image_pb2.Image) -> ImageInfo:
     meta = None
     if message.dtype:
         sizes = [message.physical_size_z, message.physical_size_y, message.physical_size_x]
-        known = [message.HasField(name) for name in ("physical_size_z", "physical_size_y", "physical_size_x")]  # type: ignore[arg-type]
+        known = [message.HasField(name) for name in ("physical_size_z", "physical_size_y", "physical_size_x")]
         grid = message.chunk_grid
         meta = ImageMeta(
             extent=Extent(message.size_t, message.size_z, message.size_c, message.size_y, message.size_x),

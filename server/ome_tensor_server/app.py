@@ -72,7 +72,7 @@ class TensorServer:
 
     def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):
-            self._health.set(name, status)  # type: ignore[arg-type]
+            self._health.set(name, status)
 
     @property
     def address(self) -> str:

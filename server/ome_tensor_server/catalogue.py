@@ -152,9 +152,15 @@ class Dataset:
                     value=self.name,
                 )
         if row >= images.row_count or not images.record(row).is_valid:
-            why = f"it has rows 0 to {images.row_count - 1}" if row >= images.row_count else "that row holds no image in this column"
+            why = (
+                f"it has rows 0 to {images.row_count - 1}"
+                if row >= images.row_count
+                else "that row holds no image in this column"
+            )
             raise ImageNotFound(
-                f"no image at row {row} of column {name!r} of dataset {self.name!r}: {why}", field="key", value=format_key(self.name, name, row)
+                f"no image at row {row} of column {name!r} of dataset {self.name!r}: {why}",
+                field="key",
+                value=format_key(self.name, name, row),
             )
         return Image(self, format_key(self.name, name, row), name, row, images.pixels(row))
 
@@ -228,7 +234,9 @@ def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and is_parquet(file))
+            files = sorted(
+                file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and is_parquet(file)
+            )
             found += [SourceFile(_name(file.relative_to(path)), file, named=False) for file in files]
         elif path.is_file():
             if not is_parquet(path):
@@ -270,14 +278,20 @@ def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache) -> Catalogu
         try:
             table = read_table(source.path)
         except (InvalidRecord, OSError) as error:
-            problem = error if isinstance(error, InvalidRecord) else InvalidArgument(
-                f"{source.path} cannot be read: {error.strerror or error}", field="path", value=str(source.path)
+            problem = (
+                error
+                if isinstance(error, InvalidRecord)
+                else InvalidArgument(
+                    f"{source.path} cannot be read: {error.strerror or error}", field="path", value=str(source.path)
+                )
             )
             if source.named:
                 raise problem from None
             _log.warning("left out %s: %s", source.path, problem)
             continue
         dataset = Dataset(source.name, table, source.path.name, cache)
-        _log.info("loaded dataset=%s images=%d bytes=%d version=%s", source.name, dataset.info.image_count, table.nbytes, table.version)
+        _log.info(
+            "loaded dataset=%s images=%d bytes=%d version=%s", source.name, dataset.info.image_count, table.nbytes, table.version
+        )
         datasets.append(dataset)
     return Catalogue(datasets)

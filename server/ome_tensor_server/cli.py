@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -27,19 +27,23 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="OME-Arrow Parquet files, or folders of them.", show_default=False)],
-    listen: Annotated[Optional[str], typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one. [default: 127.0.0.1:50051]")] = None,
-    insecure: Annotated[Optional[bool], typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
-    batch_bytes: Annotated[Optional[int], typer.Option(help="Aim of a message's size. [default: 1 MiB]")] = None,
-    max_request_bytes: Annotated[Optional[int], typer.Option(help="Largest request. [default: 4 MiB]")] = None,
-    max_tile_bytes: Annotated[Optional[int], typer.Option(help="Largest tile. [default: 2 GiB]")] = None,
-    max_tiles: Annotated[Optional[int], typer.Option(help="Most tiles of one read. [default: 10,000,000]")] = None,
-    max_indices: Annotated[Optional[int], typer.Option(help="Most indices listed for an axis. [default: 65,536]")] = None,
-    max_concurrent_reads: Annotated[Optional[int], typer.Option(help="Streams served at once. [default: 64]")] = None,
-    decode_cache_bytes: Annotated[Optional[int], typer.Option(help="Decompressed chunks kept. [default: 256 MiB]")] = None,
-    grace_seconds: Annotated[Optional[float], typer.Option(help="Time for running streams at SIGTERM. [default: 30]")] = None,
-    log_format: Annotated[Optional[str], typer.Option(help="text or json. [default: text]")] = None,
-    log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="OME-Arrow Parquet files, or folders of them.", show_default=False)
+    ],
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one. [default: 127.0.0.1:50051]")
+    ] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
+    batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size. [default: 1 MiB]")] = None,
+    max_request_bytes: Annotated[int | None, typer.Option(help="Largest request. [default: 4 MiB]")] = None,
+    max_tile_bytes: Annotated[int | None, typer.Option(help="Largest tile. [default: 2 GiB]")] = None,
+    max_tiles: Annotated[int | None, typer.Option(help="Most tiles of one read. [default: 10,000,000]")] = None,
+    max_indices: Annotated[int | None, typer.Option(help="Most indices listed for an axis. [default: 65,536]")] = None,
+    max_concurrent_reads: Annotated[int | None, typer.Option(help="Streams served at once. [default: 64]")] = None,
+    decode_cache_bytes: Annotated[int | None, typer.Option(help="Decompressed chunks kept. [default: 256 MiB]")] = None,
+    grace_seconds: Annotated[float | None, typer.Option(help="Time for running streams at SIGTERM. [default: 30]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
 ) -> None:
     """Serve OME-Arrow images. Every option is also a variable, OME_TENSOR_LISTEN and so on; options win.
 

@@ -83,7 +83,9 @@ def read_table(path: Path) -> LoadedTable:
             dotted = any("." in name for name in names)
             table = parquet.read(columns=None if dotted else names).select(names)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRecord(f"{path.name} is not a readable Parquet file: {_first_line(error)}", field="path", value=path.name) from error
+            raise InvalidRecord(
+                f"{path.name} is not a readable Parquet file: {_first_line(error)}", field="path", value=path.name
+            ) from error
     others = tuple((field.name, str(field.type)) for field in schema if field.name not in names)
     return LoadedTable({name: table.column(name) for name in names}, others, table.num_rows, version)
 

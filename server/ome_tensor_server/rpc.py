@@ -73,7 +73,7 @@ def handlers(service: Mapping[str, Handler], max_request_bytes: int) -> grpc.Gen
     Raises:
         KeyError: a method of the contract has no function.
     """
-    table = {}
+    table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     for name, method in METHODS.items():
         wrap = _streaming if method.streaming else _unary
         make = grpc.unary_stream_rpc_method_handler if method.streaming else grpc.unary_unary_rpc_method_handler
@@ -118,7 +118,9 @@ def _unary(method: Method, handler: Handler, max_request_bytes: int) -> Callable
     return answer
 
 
-def _streaming(method: Method, handler: Handler, max_request_bytes: int) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+def _streaming(
+    method: Method, handler: Handler, max_request_bytes: int
+) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
     def answer(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         call = Call(method.name, context)
         messages: Iterator[bytes] = iter(())

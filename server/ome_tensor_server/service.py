@@ -12,7 +12,14 @@ from ome_tensor.errors import DatasetChanged, InvalidArgument, LimitExceeded, Ov
 from ome_tensor.plan import Plan, ResolvedPlan
 from ome_tensor.tiling import Order, TileSequence, Tiling
 from ome_tensor.view import TensorView, view_of_record
-from ome_tensor_proto.codec import check_built, mode_from_proto, order_from_proto, plan_from_proto, selection_to_proto, tiling_from_proto
+from ome_tensor_proto.codec import (
+    check_built,
+    mode_from_proto,
+    order_from_proto,
+    plan_from_proto,
+    selection_to_proto,
+    tiling_from_proto,
+)
 from ome_tensor_proto.listing import dataset_to_proto, image_to_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_proto.v1 import view_pb2
@@ -88,7 +95,9 @@ class TensorService:
         version, _, number = request.page_token.rpartition(":")
         if request.page_token and version != dataset.version:
             raise DatasetChanged(
-                f"dataset {dataset.name!r} is no longer the one this list of images began with", field="page_token", value=request.page_token
+                f"dataset {dataset.name!r} is no longer the one this list of images began with",
+                field="page_token",
+                value=request.page_token,
             )
         first = _token(number, total)
         count = _page_size(request.page_size)
@@ -112,8 +121,6 @@ class TensorService:
             # Each tile must be one stored plane or chunk, so there are no more to look at than those.
             for tile in tiles:
                 view.stored_values(tile.selection)
-        # A layout that the whole view does not fit may fit its tiles: then there is no shape to tell, but the rest.
-        fits = _fits(resolved)
         return pb.ResolveViewResponse(
             dataset_version=image.dataset.version,
             key=image.key,
@@ -121,8 +128,8 @@ class TensorService:
             selection=selection_to_proto(resolved.selection),
             layout=resolved.layout,
             dtype=resolved.dtype.name,
-            shape=resolved.shape if fits else (),
-            strides=resolved.strides if fits else (),
+            shape=resolved.shape if resolved.fits else (),
+            strides=resolved.strides if resolved.fits else (),
             nbytes=resolved.nbytes,
             tile_count=len(tiles),
             total_tiles=tiles.total,
@@ -185,14 +192,6 @@ class TensorService:
 
 def _cut(tiling: view_pb2.Tiling, order: view_pb2.Order, cut: bool) -> tuple[Tiling, Order, int]:
     return tiling_from_proto(tiling) if cut else Tiling(), order_from_proto(order), order.start_slab
-
-
-def _fits(resolved: ResolvedPlan) -> bool:
-    try:
-        resolved.check()
-    except InvalidArgument:
-        return False
-    return True
 
 
 def _page_size(asked: int) -> int:

@@ -64,13 +64,19 @@ class Settings:
                 raise InvalidArgument(f"{name} must be positive: {getattr(self, name)}", field=name, value=getattr(self, name))
         for name in ("decode_cache_bytes", "grace_seconds"):
             if getattr(self, name) < 0:
-                raise InvalidArgument(f"{name} must not be negative: {getattr(self, name)}", field=name, value=getattr(self, name))
+                raise InvalidArgument(
+                    f"{name} must not be negative: {getattr(self, name)}", field=name, value=getattr(self, name)
+                )
         if self.batch_bytes > 64 << 20:
-            raise InvalidArgument(f"batch_bytes must be at most 64 MiB: {self.batch_bytes}", field="batch_bytes", value=self.batch_bytes)
+            raise InvalidArgument(
+                f"batch_bytes must be at most 64 MiB: {self.batch_bytes}", field="batch_bytes", value=self.batch_bytes
+            )
         for name, allowed in (("log_format", ("text", "json")), ("log_level", ("debug", "info", "warning", "error"))):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}", field=name, value=getattr(self, name)
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}",
+                    field=name,
+                    value=getattr(self, name),
                 )
 
     @classmethod

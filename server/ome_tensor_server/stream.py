@@ -37,7 +37,9 @@ def check_tiles(tiles: TileSequence, itemsize: int, settings: Settings) -> None:
     """
     if tiles.total > settings.max_tiles:
         raise LimitExceeded(
-            f"the view has {tiles.total} tiles; this server reads at most {settings.max_tiles} at once", field="tiling", value=tiles.total
+            f"the view has {tiles.total} tiles; this server reads at most {settings.max_tiles} at once",
+            field="tiling",
+            value=tiles.total,
         )
     nbytes = int(np.prod([float(n) for n in tiles.shape])) * itemsize
     if tiles.tiling.kind in ("tiles", "tiles_3d") and nbytes > settings.max_tile_bytes:
@@ -93,21 +95,23 @@ class TileRead:
                 value=self.tiles_per_batch,
             )
         if self.start_slab and not in_slabs:
-            raise InvalidArgument("order.start_slab: these tiles do not come in slabs", field="order.start_slab", value=self.start_slab)
+            raise InvalidArgument(
+                "order.start_slab: these tiles do not come in slabs", field="order.start_slab", value=self.start_slab
+            )
         writer = TileWriter(
             BatchFormat.of(
                 largest,
                 self.resolved.dtype,
                 variable=in_slabs or not tiles.uniform,
                 layout=self.resolved.layout,
-                shape=self.resolved.shape,
+                shape=self.resolved.shape if self.resolved.fits else (),
                 key=self.image.key,
                 dataset_version=self.image.dataset.version,
             )
         )
         # A view without elements has no record batches: its reader makes the empty tiles from their count.
         count = len(tiles) if tiles.total and int(np.prod(largest)) else 0
-        header: pb.ReadTilesHeader | None = pb.ReadTilesHeader(
+        header = pb.ReadTilesHeader(
             dataset_version=self.image.dataset.version,
             tile_count=count,
             total_tiles=tiles.total,
@@ -119,11 +123,12 @@ class TileRead:
         if count == 0:
             yield writer.opening(header, last=True)
             return
+        first: pb.ReadTilesHeader | None = header
         queued = time.perf_counter()
         for unit in self._slabs(tiles) if in_slabs else self._batches(tiles, itemsize):
             began = time.perf_counter()
-            message = unit.allocate(writer, header)
-            header = None
+            message = unit.allocate(writer, first)
+            first = None
             made = time.perf_counter()
             unit.gather(self, message)
             gathered = time.perf_counter()

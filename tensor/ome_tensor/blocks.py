@@ -91,7 +91,7 @@ class ListPayload:
         values = values.slice(first, last - first)
         if values.null_count:
             raise InvalidRecord(f"{what} hold {values.null_count} null pixels", field=what)
-        self.flat = values.to_numpy(zero_copy_only=False)
+        self.flat: np.ndarray = values.to_numpy(zero_copy_only=False)
         if self.flat.dtype.kind not in "biufc":
             raise InvalidRecord(f"{what} are not numbers but {values.type}", field=what, value=str(values.type))
         self._offsets = offsets - first
@@ -169,7 +169,8 @@ class BytesPayload:
                 buffer = pa.Codec(codec).decompress(pa.py_buffer(raw), decompressed_size=expected * dtype.itemsize)
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise InvalidRecord(
-                    f"chunk {block}: its {codec} bytes do not decompress to {expected} pixels: {error}", field="chunks.pixel_bytes"
+                    f"chunk {block}: its {codec} bytes do not decompress to {expected} pixels: {error}",
+                    field="chunks.pixel_bytes",
                 ) from error
             decoded = np.frombuffer(buffer, dtype)
             self._cache.put(key, decoded)
@@ -185,7 +186,9 @@ def _dictionary(chunks: pa.StructArray, name: str, names: set[str], parse: Any) 
         return [parse(None)], np.zeros(len(chunks), np.int64)
     # Nulls become a value of their own: "no compression", "the image's dtype".
     encoded = pc.dictionary_encode(chunks.field(name).cast(pa.string()), null_encoding="encode")
-    return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(
+        np.int64
+    )
 
 
 def _codec(name: str | None) -> str | None:
@@ -230,7 +233,9 @@ class ObjectPayload:
         except (TypeError, ValueError):
             array = np.empty(0, object)
         if array.dtype.kind not in "biufc":
-            raise InvalidRecord(f"{self._what}[{block}].pixels is not a sequence of numbers", field=f"{self._what}[{block}].pixels")
+            raise InvalidRecord(
+                f"{self._what}[{block}].pixels is not a sequence of numbers", field=f"{self._what}[{block}].pixels"
+            )
         return array
 
     def addresses(self) -> None:
@@ -356,4 +361,5 @@ def _column(entries: Any, name: str, what: str) -> np.ndarray:
         raise InvalidRecord(f"{field} is missing", field=field) from None
     if array.dtype.kind not in "iu":
         raise InvalidRecord(f"{field} must be integers", field=field)
-    return array.astype(np.int64, copy=False)
+    integers: np.ndarray = array.astype(np.int64, copy=False)
+    return integers

@@ -75,7 +75,9 @@ class TensorExports(ABC):
         """``mode="arrow"``: the flat stored values, in private memory."""
 
     @abstractmethod
-    def _tiles(self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool) -> Iterator[tuple[Tile, np.ndarray]]:
+    def _tiles(
+        self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool
+    ) -> Iterator[tuple[Tile, np.ndarray]]:
         """Tiles in the view's layout (flat stored values with ``arrow``), each in private memory."""
 
     # -- whole view ----------------------------------------------------------------------------------------------------------------
@@ -233,7 +235,10 @@ class TensorExports(ABC):
         contiguous: bool = True,
         mode: str = "numpy",
     ) -> Iterator[Any]:
-        """Iterate over ``(z, h, w)`` tiles, one t at a time, with all selected c in each; clipped at the edges. Arguments as in :meth:`iter_dlpack`."""
+        """Iterate over ``(z, h, w)`` tiles, one t at a time, with all selected c in each; clipped at the edges.
+
+        Arguments as in :meth:`iter_dlpack`.
+        """
         if parse_mode(mode) != "numpy":
             raise InvalidArgument("iter_tiles_3d currently supports only mode='numpy'.", field="mode", value=mode)
         return self._iterate(Tiling.tiles_3d(tile_size), shuffle, seed, prefetch, device, contiguous, mode)
@@ -270,11 +275,15 @@ class TensorExports(ABC):
         tiling = Tiling.tiles_3d(tile_size, edge, pad) if entries == 3 else Tiling.tiles(tile_size, edge, pad)
         if not isinstance(shard, (tuple, list)) or len(shard) != 2:
             raise InvalidArgument(f"shard must be (index, count), not {shard!r}", field="shard", value=shard)
-        index, count, skip = (_count(value, name) for value, name in zip((*shard, start), ("shard", "shard", "start"), strict=True))
+        index, count, skip = (
+            _count(value, name) for value, name in zip((*shard, start), ("shard", "shard", "start"), strict=True)
+        )
         order = Order(bool(shuffle), check_seed(seed), index, count, skip)
         found = self._tiles(self._fitting(tiling), order, contiguous=contiguous, prefetch=_prefetch(prefetch), arrow=False)
         return (
-            TileArray(array, tile.number, tile.position, _origin(tile), (len(tile.selection.z), tile.selection.h, tile.selection.w))
+            TileArray(
+                array, tile.number, tile.position, _origin(tile), (len(tile.selection.z), tile.selection.h, tile.selection.w)
+            )
             for tile, array in found
         )
 

@@ -125,7 +125,9 @@ def _cuda(device: Device) -> Any:
         raise DeviceUnavailable("CUDA device requested but torch reports no CUDA.", field="device", value=str(device))
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise DeviceUnavailable(
-            f"device '{device}' requested but torch reports {torch.cuda.device_count()} CUDA devices.", field="device", value=str(device)
+            f"device '{device}' requested but torch reports {torch.cuda.device_count()} CUDA devices.",
+            field="device",
+            value=str(device),
         )
     return torch
 

@@ -60,7 +60,5 @@ def parse_key(key: str) -> ImageKey:
         return ImageKey(dataset)
     column = unquote(parts[1]) if len(parts) == 3 else None
     if not (parts[-1].isascii() and parts[-1].isdecimal()):
-        raise InvalidArgument(
-            f"image key {key!r}: row {parts[-1]!r} is not a row number", field="key", value=key
-        )
+        raise InvalidArgument(f"image key {key!r}: row {parts[-1]!r} is not a row number", field="key", value=key)
     return ImageKey(dataset, column, int(parts[-1]))

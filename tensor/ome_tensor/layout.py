@@ -60,7 +60,11 @@ def shape_and_strides(
     for axis in (3, 2, 1, 0):
         strides[axis] = strides[axis + 1] * shape[axis + 1]
     for axis, letter in enumerate(AXES):
-        if letter not in layout and shape[axis] != 1 and not (letter == "C" and drops_channels(selection, layout, channel_policy)):
+        if (
+            letter not in layout
+            and shape[axis] != 1
+            and not (letter == "C" and drops_channels(selection, layout, channel_policy))
+        ):
             raise InvalidArgument(
                 f"layout '{layout}' drops non-singleton dimension '{letter}' of size {shape[axis]}.", field="layout", value=layout
             )

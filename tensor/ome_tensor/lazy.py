@@ -142,14 +142,14 @@ class LazyTensorView(TensorExports):
     def select(
         self,
         *,
-        t: int | slice | Sequence[int] | np.ndarray | None | Unset = UNSET,
-        z: int | slice | Sequence[int] | np.ndarray | None | Unset = UNSET,
-        c: int | slice | Sequence[int] | np.ndarray | None | Unset = UNSET,
-        roi: tuple[int, int, int, int] | None | Unset = UNSET,
-        roi3d: tuple[int, int, int, int, int, int] | None | Unset = UNSET,
-        roi_nd: tuple[int, ...] | None | Unset = UNSET,
-        roi_type: Literal["2d", "2d_timelapse", "3d", "4d"] | None | Unset = UNSET,
-        tile: tuple[int, int] | None | Unset = UNSET,
+        t: int | slice | Sequence[int] | np.ndarray | Unset | None = UNSET,
+        z: int | slice | Sequence[int] | np.ndarray | Unset | None = UNSET,
+        c: int | slice | Sequence[int] | np.ndarray | Unset | None = UNSET,
+        roi: tuple[int, int, int, int] | Unset | None = UNSET,
+        roi3d: tuple[int, int, int, int, int, int] | Unset | None = UNSET,
+        roi_nd: tuple[int, ...] | Unset | None = UNSET,
+        roi_type: Literal["2d", "2d_timelapse", "3d", "4d"] | Unset | None = UNSET,
+        tile: tuple[int, int] | Unset | None = UNSET,
     ) -> LazyTensorView:
         """A new lazy view with the named parts replaced; ``None`` means all again."""
         given = {
@@ -237,7 +237,9 @@ class LazyTensorView(TensorExports):
     def _values(self) -> np.ndarray:
         return self._open()._values()
 
-    def _tiles(self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool) -> Iterator[tuple[Tile, np.ndarray]]:
+    def _tiles(
+        self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool
+    ) -> Iterator[tuple[Tile, np.ndarray]]:
         # Flat stored values cannot be cut from collected pixels: only the source knows the blocks.
         source = self._open() if arrow or self._collected is None else self._collected
         return source._tiles(tiling, order, contiguous=contiguous, prefetch=prefetch, arrow=arrow)

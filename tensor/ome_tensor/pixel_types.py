@@ -63,8 +63,7 @@ def payload_dtype(name: object, fallback: np.dtype) -> np.dtype:
     if not text:
         return fallback
     if text[0] in "<>":
-        order, text = text[0], text[1:]
-        return dtype_of_pixel_type(text).newbyteorder(order)
+        return dtype_of_pixel_type(text[1:]).newbyteorder("<" if text[0] == "<" else ">")
     return dtype_of_pixel_type(text)
 
 
@@ -75,7 +74,7 @@ def check_dtype(dtype: object) -> np.dtype:
         InvalidArgument: not a dtype, or one that cannot be served (text, objects, dates, long double ...).
     """
     try:
-        resolved = np.dtype(dtype)  # type: ignore[call-overload]
+        resolved: np.dtype = np.dtype(dtype)  # type: ignore[call-overload]
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"dtype {dtype!r} is not a NumPy dtype", field="dtype", value=dtype) from error
     resolved = resolved.newbyteorder("=")

@@ -117,7 +117,9 @@ class PixelIndex:
         # start[t, c, z]: byte address of each plane.
         start = offsets[:-1][cells[:, :, z // depth, 0, 0]] + (z % depth) * plane
         first = int(start[0, 0, 0])
-        steps = [int(start[i]) - first if n > 1 else 0 for i, n in zip(((1, 0, 0), (0, 1, 0), (0, 0, 1)), start.shape, strict=True)]
+        steps = [
+            int(start[i]) - first if n > 1 else 0 for i, n in zip(((1, 0, 0), (0, 1, 0), (0, 0, 1)), start.shape, strict=True)
+        ]
         even = first + sum(
             np.arange(n).reshape([-1 if k == axis else 1 for k in range(3)]) * step
             for axis, (n, step) in enumerate(zip(start.shape, steps, strict=True))
@@ -160,7 +162,8 @@ class PixelIndex:
             self._gather_scattered(selection, out)
 
     def _gather_grid(self, s: Selection, out: np.ndarray) -> None:
-        assert self._cells is not None and self._block is not None
+        assert self._cells is not None
+        assert self._block is not None
         cells, array = self._cells, self.blocks.array
         nz, ny, nx = self._block
         z_runs = _runs(s.z, nz)
@@ -201,7 +204,9 @@ class PixelIndex:
                                 field=blocks.what,
                             )
                         covered[target] = True
-                        out[(it, iz, ic, *target)] = blocks.array(block)[want - int(blocks.z[block]), y0 - by : y1 - by, x0 - bx : x1 - bx]
+                        out[(it, iz, ic, *target)] = blocks.array(block)[
+                            want - int(blocks.z[block]), y0 - by : y1 - by, x0 - bx : x1 - bx
+                        ]
                     if not covered.all():
                         hole_y, hole_x = (int(i[0]) for i in np.nonzero(~covered))
                         self._missing(t, want, c, s.y + hole_y, s.x + hole_x)
@@ -218,7 +223,9 @@ class PixelIndex:
         require_single_plane(s)
         if blocks.what == "planes":
             if s.roi != (0, 0, self.meta.extent.x, self.meta.extent.y):
-                raise InvalidSelection("mode='arrow' requires a full-frame ROI; use mode='numpy' for crops.", field="roi", value=s.roi)
+                raise InvalidSelection(
+                    "mode='arrow' requires a full-frame ROI; use mode='numpy' for crops.", field="roi", value=s.roi
+                )
             found = np.flatnonzero((blocks.t == s.t[0]) & (blocks.z == s.z[0]) & (blocks.c == s.c[0]))
             if len(found) != 1:
                 raise InvalidRecord(

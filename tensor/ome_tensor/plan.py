@@ -123,6 +123,15 @@ class ResolvedPlan:
         """Bytes of the view's elements."""
         return self.shown.size * self.dtype.itemsize
 
+    @property
+    def fits(self) -> bool:
+        """Whether the layout can show the selection; one that cannot may still show its tiles, of one t each for example."""
+        try:
+            self.check()
+        except InvalidArgument:
+            return False
+        return True
+
     def check(self) -> ResolvedPlan:
         """Itself, or InvalidArgument where layout and selection do not fit."""
         shape_and_strides(self.selection, self.layout, self.dtype.itemsize, self.channel_policy)

@@ -97,13 +97,13 @@ def _fill(source: Iterator[T], depth: int, max_bytes: int | None, size: Callable
                 return
             nbytes = size(item)
             with shared.changed:
-                if shared.stopped:
-                    return
-                shared.ready.append((item, nbytes))
-                shared.nbytes += nbytes
-                shared.changed.notify_all()
+                # Stopped meanwhile: nobody will take it, and the loop ends above.
+                if not shared.stopped:
+                    shared.ready.append((item, nbytes))
+                    shared.nbytes += nbytes
+                    shared.changed.notify_all()
             del item  # Not kept alive by this frame while it waits for room.
-    except BaseException as problem:  # noqa: BLE001  handed to the reader, where it belongs
+    except BaseException as problem:
         error = problem
     finally:
         close = getattr(source, "close", None)

@@ -163,7 +163,14 @@ def _integers(values: object, field: str, wrong_length: str, lengths: tuple[int,
 
 
 def canonical_region(
-    *, t: Index, z: Index, roi: object = None, roi3d: object = None, roi_nd: object = None, roi_type: object = None, tile: object = None
+    *,
+    t: Index,
+    z: Index,
+    roi: object = None,
+    roi3d: object = None,
+    roi_nd: object = None,
+    roi_type: object = None,
+    tile: object = None,
 ) -> Region | None:
     """Check the form of the region arguments and that no two of them contradict each other.
 
@@ -226,7 +233,13 @@ def _canonical_roi_nd(roi_nd: object, roi_type: object) -> tuple[RegionKind, tup
 
 
 def select(
-    extent: Extent, *, t: Index = None, z: Index = None, c: Index = None, region: Region | None = None, grid: ChunkGrid | None = None
+    extent: Extent,
+    *,
+    t: Index = None,
+    z: Index = None,
+    c: Index = None,
+    region: Region | None = None,
+    grid: ChunkGrid | None = None,
 ) -> Selection:
     """Fit a canonical selection to an image.
 
@@ -404,7 +417,9 @@ def narrow(selection: Selection, layout: str, key: Any) -> tuple[Selection, str]
             x, w = x + chosen.start, len(chosen)
     if not kept:
         # A layout has at least one letter, on the wire too.
-        raise InvalidSelection("indexing down to a single pixel is not supported: keep one axis with a slice", field="key", value=key)
+        raise InvalidSelection(
+            "indexing down to a single pixel is not supported: keep one axis with a slice", field="key", value=key
+        )
     return Selection(axes["T"], axes["Z"], axes["C"], x, y, w, h), "".join(kept)
 
 

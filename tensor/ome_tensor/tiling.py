@@ -124,7 +124,9 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.shard_count < 1:
-            raise InvalidArgument(f"shard_count must be positive: {self.shard_count}", field="shard_count", value=self.shard_count)
+            raise InvalidArgument(
+                f"shard_count must be positive: {self.shard_count}", field="shard_count", value=self.shard_count
+            )
         if not 0 <= self.shard_index < self.shard_count:
             raise InvalidArgument(
                 f"shard_index {self.shard_index} must be in [0, {self.shard_count})", field="shard_index", value=self.shard_index

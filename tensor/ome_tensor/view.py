@@ -140,7 +140,9 @@ class TensorView(TensorExports):
         """A narrower view by NumPy basic indexing on this view's axes; see :func:`ome_tensor.selection.narrow` for what is refused."""
         resolved = self._resolved
         selection, layout = narrow(resolved.check().shown, resolved.layout, key)
-        return self.of_pixels(self._pixels, ResolvedPlan(selection, layout, resolved.dtype, resolved.channel_policy), self._override)
+        return self.of_pixels(
+            self._pixels, ResolvedPlan(selection, layout, resolved.dtype, resolved.channel_policy), self._override
+        )
 
     # -- primitives ----------------------------------------------------------------------------------------------------------------
 
@@ -186,7 +188,9 @@ class TensorView(TensorExports):
             )
         return values
 
-    def _tiles(self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool) -> Iterator[tuple[Tile, np.ndarray]]:
+    def _tiles(
+        self, tiling: Tiling, order: Order, *, contiguous: bool, prefetch: int, arrow: bool
+    ) -> Iterator[tuple[Tile, np.ndarray]]:
         resolved = self._resolved
         tiles = TileSequence(resolved.selection if arrow else resolved.shown, tiling, order)
         if arrow:
@@ -224,7 +228,9 @@ def gather_tile(pixels: Pixels, tile: Tile, tiling: Tiling, out: np.ndarray) -> 
 def gather_slab(pixels: Pixels, tile: Tile, tiling: Tiling, slab: Slab, out: np.ndarray) -> None:
     """Write one slab of a tile into ``out``, a TZCYX array of the slab's shape, padding included."""
     s = tile.selection
-    counts = tuple(max(0, min(length, size - first)) for first, length, size in zip(slab.origin, slab.shape, s.shape, strict=True))
+    counts = tuple(
+        max(0, min(length, size - first)) for first, length, size in zip(slab.origin, slab.shape, s.shape, strict=True)
+    )
     if counts != slab.shape:
         out[...] = np.asarray(tiling.pad).astype(out.dtype)
         out = out[tuple(slice(count) for count in counts)]
