@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from .rpc import Call
 from .settings import Settings
 
 __all__ = ["TileRead", "check_tiles"]
+
+T = TypeVar("T")
 
 #: The first batches are small and each is twice the one before: the first tile does not wait for a whole message of small tiles.
 _FIRST_BATCH_TILES = 8
@@ -125,9 +128,11 @@ class TileRead:
             return
         first: pb.ReadTilesHeader | None = header
         queued = time.perf_counter()
-        for unit in self._slabs(tiles) if in_slabs else self._batches(tiles, itemsize):
+        units: Iterator[_Batch | _Slab] = self._slabs(tiles) if in_slabs else self._batches(tiles, itemsize)
+        # The end-of-stream marker rides with the last tile: a single read is a single message.
+        for unit, is_last in _marked(units):
             began = time.perf_counter()
-            message = unit.allocate(writer, first)
+            message = unit.allocate(writer, first, is_last)
             first = None
             made = time.perf_counter()
             unit.gather(self, message)
@@ -139,7 +144,6 @@ class TileRead:
             if not call.is_active:
                 return
             queued = time.perf_counter()
-        yield writer.closing()
 
     def _batches(self, tiles: TileSequence, itemsize: int) -> Iterator[_Batch]:
         """Tiles in runs that fill a message, the first runs shorter."""
@@ -193,8 +197,8 @@ class _Batch:
     def tile_count(self) -> int:
         return len(self.tiles)
 
-    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None) -> MessageWriter:
-        return writer.batch(self.tiles, header=header)
+    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None, last: bool) -> MessageWriter:
+        return writer.batch(self.tiles, header=header, last=last)
 
     def gather(self, read: TileRead, message: MessageWriter) -> None:
         for tile, block in zip(self.tiles, message.pixels, strict=True):
@@ -213,12 +217,24 @@ class _Slab:
     def tile_count(self) -> int:
         return int(self.number == len(self.slabs) - 1)
 
-    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None) -> MessageWriter:
+    def allocate(self, writer: TileWriter, header: pb.ReadTilesHeader | None, last: bool) -> MessageWriter:
         ends_tile = bool(self.tile_count)
-        return writer.slab(self.tile, self.slabs[self.number], self.number, ends_tile=ends_tile, header=header)
+        return writer.slab(self.tile, self.slabs[self.number], self.number, ends_tile=ends_tile, header=header, last=last)
 
     def gather(self, read: TileRead, message: MessageWriter) -> None:
         read.write_slab(self.tile, self.slabs[self.number], message.pixels[0])
+
+
+def _marked(units: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Each unit, and whether it is the last."""
+    try:
+        unit = next(units)
+    except StopIteration:
+        return
+    for following in units:
+        yield unit, False
+        unit = following
+    yield unit, True
 
 
 def _us(seconds: float) -> int:

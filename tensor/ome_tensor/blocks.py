@@ -281,6 +281,20 @@ class Blocks:
             )
         return values
 
+    def stored(self, block: int) -> np.ndarray:
+        """:meth:`flat` in the dtype that Arrow stores: a dict's numbers have none of their own and are uint16 there, as upstream has them.
+
+        Raises:
+            InvalidRecord: also where a dict's number is not a uint16.
+        """
+        values = self.flat(block)
+        if not isinstance(self.payload, ObjectPayload) or values.dtype == np.uint16:
+            return values
+        stored = values.astype(np.uint16)
+        if not np.array_equal(stored, values):
+            raise InvalidRecord(f"{self.name(block)}: pixels of a dict do not fit in uint16, as OME-Arrow stores them", field=self.what)
+        return stored
+
     def array(self, block: int) -> np.ndarray:
         """A block as a (Z, Y, X) array on the stored memory."""
         return self.flat(block).reshape(self.nz[block], self.ny[block], self.nx[block])

@@ -231,7 +231,7 @@ class PixelIndex:
                 raise InvalidRecord(
                     f"Plane (t={s.t[0]}, z={s.z[0]}, c={s.c[0]}) not found for the requested (t, z, c).", field="planes"
                 )
-            return blocks.flat(int(found[0]))
+            return blocks.stored(int(found[0]))
         if blocks.payload.bytes_backed:
             raise InvalidSelection("mode='arrow' does not support byte-backed inline chunks; use mode='numpy'.", field="mode")
         block = self._chunk_at(s)
@@ -244,7 +244,7 @@ class PixelIndex:
                 field="roi",
                 value=s.roi,
             )
-        return blocks.flat(block)
+        return blocks.stored(block)
 
     def _chunk_at(self, s: Selection) -> int:
         """The chunk whose origin is the selection's."""
