@@ -66,7 +66,7 @@ class TileStream(Iterator[TileBatch]):
         backoff = Backoff(self._connection.options.retry_for)
         while True:
             arrived = False
-            reader = BatchReader()
+            reader = BatchReader(start=self._request.order.start, start_slab=self._request.order.start_slab)
             try:
                 self._call = self._connection.stream("ReadTiles", self._request)
                 for message in self._call:

@@ -203,7 +203,7 @@ def _storage(dtype: pa.DataType) -> pa.DataType:
 
 
 def _is_uniform(pixels: pa.Field) -> bool:
-    return pa.types.is_fixed_size_list(_storage(pixels.type))
+    return bool(pa.types.is_fixed_size_list(_storage(pixels.type)))
 
 
 def _same_storage(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -13,13 +13,14 @@ what costs anything is that gather and nothing else::
     yield writer.closing()
 
 The trick (CPython): ``io.BytesIO(bytes(n))`` takes over the only reference to those bytes; ``getbuffer()`` lends them writable;
-``getvalue()`` hands out the very object. A test pins that nothing is copied on each supported Python.
+``getvalue()`` hands out the very object once nothing is lent any more. A test pins that nothing is copied.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
@@ -249,7 +250,8 @@ class MessageWriter:
     __slots__ = ("_buffer", "_first_position", "_fixed_at", "_slab", "_stream", "_tile_count", "pixels", "size")
 
     def __init__(self, stream: io.BytesIO, buffer: memoryview, fixed_at: int, pixels: Array | list[Array]) -> None:
-        self._stream, self._buffer, self._fixed_at = stream, buffer, fixed_at
+        self._stream: io.BytesIO | None = stream
+        self._buffer, self._fixed_at = buffer, fixed_at
         self._first_position = self._tile_count = self._slab = 0
         self.pixels = pixels
         self.size = len(buffer)
@@ -260,6 +262,9 @@ class MessageWriter:
         Args:
             queue_us, gather_us, encode_us: What it cost, in microseconds.
         """
+        stream, self._stream = self._stream, None
+        if stream is None:
+            raise RuntimeError("the message is finished")
         write_fixed(
             self._buffer,
             self._fixed_at,
@@ -271,8 +276,11 @@ class MessageWriter:
             encode_us=encode_us,
         )
         self.pixels = []
-        # A caller may still hold arrays in it; getvalue() only refuses to copy then, which is what is wanted.
-        return self._stream.getvalue()
+        # getvalue() copies while the buffer is lent out. NumPy's arrays keep the BytesIO alive without borrowing from it, so this works
+        # while a caller still holds some; were that to change, a copy would be slower and still right.
+        with suppress(BufferError):
+            self._buffer.release()
+        return stream.getvalue()
 
 
 def _row(tile: Tile, image: int, offset: int) -> tuple[int, ...]:

@@ -260,7 +260,7 @@ class _Buffers(ABC):
         count = math.prod(shape)
         if count < 0 or skip + count * dtype.itemsize > size:
             raise BrokenStream(f"a record batch of {self.rows} rows needs {count} values in a buffer of {size} bytes")
-        return np.ndarray(shape, dtype, memory, at + skip)  # type: ignore[arg-type]
+        return np.ndarray(shape, dtype, memory, at + skip)
 
 
 class _MessageBuffers(_Buffers):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ome_tensor.errors import InvalidArgument, LimitExceeded
+from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError
 from ome_tensor.plan import ResolvedPlan
 from ome_tensor.slabs import Slab, SlabSequence, split_into_slabs
 from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
@@ -133,13 +133,23 @@ class TileRead:
         for unit, is_last in _marked(units):
             began = time.perf_counter()
             message = unit.allocate(writer, first, is_last)
-            first = None
             made = time.perf_counter()
-            unit.gather(self, message)
+            try:
+                unit.gather(self, message)
+            except _DamagedTileError as damaged:
+                # What was read before the damage is good, and its reader is owed it as if it had asked for one tile at a time.
+                del message
+                if damaged.good:
+                    message = _Batch(damaged.good).allocate(writer, first, last=False)
+                    _Batch(damaged.good).gather(self, message)
+                    call.tiles += len(damaged.good)
+                    yield message.finish()
+                raise damaged.error from None
             gathered = time.perf_counter()
             data = message.finish(queue_us=_us(began - queued), gather_us=_us(gathered - made), encode_us=_us(made - began))
             del message
             call.tiles += unit.tile_count
+            first = None
             yield data
             if not call.is_active:
                 return
@@ -201,8 +211,11 @@ class _Batch:
         return writer.batch(self.tiles, header=header, last=last)
 
     def gather(self, read: TileRead, message: MessageWriter) -> None:
-        for tile, block in zip(self.tiles, message.pixels, strict=True):
-            read.write_tile(tile, block)
+        for place, (tile, block) in enumerate(zip(self.tiles, message.pixels, strict=True)):
+            try:
+                read.write_tile(tile, block)
+            except OmeTensorError as error:
+                raise _DamagedTileError(self.tiles[:place], error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +235,24 @@ class _Slab:
         return writer.slab(self.tile, self.slabs[self.number], self.number, ends_tile=ends_tile, header=header, last=last)
 
     def gather(self, read: TileRead, message: MessageWriter) -> None:
-        read.write_slab(self.tile, self.slabs[self.number], message.pixels[0])
+        try:
+            read.write_slab(self.tile, self.slabs[self.number], message.pixels[0])
+        except OmeTensorError as error:
+            raise _DamagedTileError([], error) from error
+
+
+class _DamagedTileError(Exception):
+    """A tile of a message cannot be read.
+
+    Attributes:
+        good: The tiles before it.
+        error: Why.
+    """
+
+    def __init__(self, good: list[Tile], error: OmeTensorError) -> None:
+        super().__init__(str(error))
+        self.good = good
+        self.error = error
 
 
 def _marked(units: Iterator[T]) -> Iterator[tuple[T, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -120,7 +121,8 @@ class LazyTensorView(TensorExports):
         )
 
     def _open_on(self, source: Source, arguments: Arguments) -> None:
-        arguments = dict(arguments)
+        # A plan is deferred, so a list that its owner changes meanwhile must not change it.
+        arguments = {name: copy(value) if isinstance(value, (list, np.ndarray)) else value for name, value in arguments.items()}
         arguments["layout"] = normalize_layout(arguments.get("layout"))
         for name, allowed in (("chunk_policy", CHUNK_POLICIES), ("channel_policy", CHANNEL_POLICIES)):
             arguments[name] = check_policy(arguments.get(name, allowed[0]), name, allowed)
@@ -220,8 +222,11 @@ class LazyTensorView(TensorExports):
         self._open_on(state["source"], state["arguments"])
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items() if value not in (None, "auto", "error"))
-        return f"LazyTensorView({given})"
+        # Only what was asked for: policies at their defaults say nothing.
+        defaults = {"chunk_policy": CHUNK_POLICIES[0], "channel_policy": CHANNEL_POLICIES[0]}
+        given = {name: value for name, value in self._arguments.items() if value is not None and name not in defaults}
+        given |= {name: self._arguments[name] for name, usual in defaults.items() if self._arguments[name] != usual}
+        return f"LazyTensorView({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     # -- primitives ----------------------------------------------------------------------------------------------------------------
 
