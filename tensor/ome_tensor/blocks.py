@@ -292,7 +292,9 @@ class Blocks:
             return values
         stored = values.astype(np.uint16)
         if not np.array_equal(stored, values):
-            raise InvalidRecord(f"{self.name(block)}: pixels of a dict do not fit in uint16, as OME-Arrow stores them", field=self.what)
+            raise InvalidRecord(
+                f"{self.name(block)}: pixels of a dict do not fit in uint16, as OME-Arrow stores them", field=self.what
+            )
         return stored
 
     def array(self, block: int) -> np.ndarray:

@@ -271,7 +271,7 @@ class TensorExports(ABC):
         Raises:
             InvalidArgument: naming the argument and its value.
         """
-        entries = len(tile_size) if isinstance(tile_size, (tuple, list)) else 0
+        entries = len(tile_size) if hasattr(tile_size, "__len__") else 0
         tiling = Tiling.tiles_3d(tile_size, edge, pad) if entries == 3 else Tiling.tiles(tile_size, edge, pad)
         if not isinstance(shard, (tuple, list)) or len(shard) != 2:
             raise InvalidArgument(f"shard must be (index, count), not {shard!r}", field="shard", value=shard)

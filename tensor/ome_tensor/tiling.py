@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from .errors import InvalidArgument
 from .selection import Indices, Selection, compact
 
@@ -100,7 +102,7 @@ class Tiling:
 
 
 def _sizes(size: object, count: int, name: str, form: str, complaint: str) -> tuple[int, ...]:
-    if isinstance(size, (str, bytes)) or not isinstance(size, Sequence) or len(size) != count:
+    if isinstance(size, (str, bytes)) or not isinstance(size, (Sequence, np.ndarray)) or len(size) != count:
         raise InvalidArgument(f"{form}, not {size!r}", field=name, value=size)
     return tuple(positive(entry, name, complaint) for entry in size)
 
