@@ -11,9 +11,10 @@ import numpy as np
 
 from .errors import InvalidArgument
 from .exports import TensorExports
+from .indexing import narrow
 from .layout import normalize_layout
 from .plan import CHANNEL_POLICIES, CHUNK_POLICIES, ResolvedPlan, check_policy
-from .selection import as_index, narrow
+from .selection import as_index
 from .tiling import Order, Tile, Tiling
 from .view import TensorView
 

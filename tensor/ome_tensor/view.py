@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from .errors import InvalidArgument
 from .exports import TensorExports, in_layout
+from .indexing import narrow
 from .layout import apply_layout, normalize_layout, to_axes
 from .pixels import LoadedPlanes, Pixels, StoredPixels, pixels_of
 from .plan import CHUNK_POLICIES, Plan, ResolvedPlan, check_policy
 from .prefetch import Prefetcher
 from .record import ImageMeta
-from .selection import Selection, narrow
+from .selection import Selection
 from .slabs import Slab
 from .tiling import Order, Tile, TileSequence, Tiling
 
@@ -137,7 +138,7 @@ class TensorView(TensorExports):
         )
 
     def __getitem__(self, key: Any) -> Self:
-        """A narrower view by NumPy basic indexing on this view's axes; see :func:`ome_tensor.selection.narrow` for what is refused."""
+        """A narrower view by NumPy basic indexing on this view's axes; see :func:`ome_tensor.indexing.narrow` for what is refused."""
         resolved = self._resolved
         selection, layout = narrow(resolved.check().shown, resolved.layout, key)
         return self.of_pixels(
