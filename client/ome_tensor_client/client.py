@@ -10,6 +10,7 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor.keys import parse_key
 from ome_tensor.lazy import LazyTensorView
 from ome_tensor.listing import DatasetInfo, ImageInfo
+from ome_tensor.plan import PLAN_ARGUMENTS
 from ome_tensor_proto.listing import dataset_from_proto, image_from_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
@@ -18,10 +19,6 @@ from .options import Options
 from .remote import RemoteSource
 
 __all__ = ["Client", "connect"]
-
-_SELECTION = frozenset(
-    ("t", "z", "c", "roi", "roi3d", "roi_nd", "roi_type", "tile", "layout", "dtype", "chunk_policy", "channel_policy")
-)
 
 
 class Client:
@@ -113,7 +110,7 @@ class Client:
         Raises:
             InvalidArgument: a malformed key, layout or policy. (TypeError for an unknown argument.)
         """
-        unknown = selection.keys() - _SELECTION
+        unknown = selection.keys() - set(PLAN_ARGUMENTS)
         if unknown:
             raise TypeError(f"tensor_view() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         parse_key(key)

@@ -6,24 +6,25 @@ import os
 import random
 import threading
 import time
+import weakref
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from ome_tensor.errors import (
     BrokenStream,
     Cancelled,
     DeadlineExceeded,
-    InvalidArgument,
     OmeTensorError,
     Overloaded,
     Unavailable,
 )
+from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.methods import METHODS
 from ome_tensor_proto.status import from_rpc_error
 
-from .options import Options
+from .options import Options, checked_target
 
 __all__ = ["Backoff", "Connection"]
 
@@ -91,41 +92,43 @@ class Connection:
     """
 
     def __init__(self, target: str, options: Options) -> None:
-        if not isinstance(target, str) or not target.strip():
-            raise InvalidArgument(f"target must be HOST:PORT, not {target!r}", field="target", value=target)
-        self.target = target.strip()
+        self.target = checked_target(target)
         self.options = options
         self._channel: grpc.Channel | None = None
-        self._pid = 0
         self._lock = threading.Lock()
+        self.watchdog = self._new_watchdog()
         # Channels of a parent process: destroying one after a fork would wait for threads that only the parent has.
         self._inherited: list[grpc.Channel] = []
+        _connections.add(self)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Connection, (self.target, self.options)
 
+    def _new_watchdog(self) -> Watchdog:
+        return Watchdog(self.options.timeout, "ome-tensor-watchdog")
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: threads, and locks that another thread held, stayed with the parent."""
+        self._lock = threading.Lock()
+        self.watchdog = self._new_watchdog()
+        if self._channel is not None:
+            self._inherited.append(self._channel)
+            self._channel = None
+
     @property
     def channel(self) -> grpc.Channel:
         """This process's channel."""
-        if self._pid != os.getpid():
-            # After a fork another thread's hold on the lock would never end: a child begins with a lock of its own.
-            self._lock = threading.Lock()
         with self._lock:
-            if self._channel is None or self._pid != os.getpid():
-                if self._channel is not None:
-                    self._inherited.append(self._channel)
+            if self._channel is None:
                 self._channel = grpc.insecure_channel(self.target, options=_CHANNEL_OPTIONS)
-                self._pid = os.getpid()
             return self._channel
 
     def close(self) -> None:
         """Close the channel; the next call opens another."""
         with self._lock:
             channel, self._channel = self._channel, None
-            if channel is not None and self._pid == os.getpid():
-                channel.close()
-            elif channel is not None:
-                self._inherited.append(channel)
+        if channel is not None:
+            channel.close()
 
     def call(self, name: str, request: Message, response: type[M]) -> M:
         """A unary call of ``TensorService``.
@@ -145,6 +148,8 @@ class Connection:
                 # Without serialisers a channel takes and gives bytes.
                 method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(METHODS[name].path)
                 return response.FromString(method(data, timeout=self.options.timeout))
+            except DecodeError:
+                raise BrokenStream(f"{self.target}: the answer to {name} is not a valid message", field="target") from None
             except grpc.RpcError as rpc_error:
                 error = self.error_of(rpc_error)
             if isinstance(error, DeadlineExceeded):
@@ -152,18 +157,17 @@ class Connection:
             backoff.pause(error)
 
     def stream(self, name: str, request: Message) -> Any:
-        """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``."""
+        """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``.
+
+        It has no deadline of its own, since a read may last for hours: the watchdog ends a wait for a single message.
+        """
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(METHODS[name].path)
-        return method(request.SerializeToString(), timeout=self.options.timeout)
+        return method(request.SerializeToString())
 
     def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
         """This project's error for gRPC's; one about the connection names the target."""
         error = from_rpc_error(rpc_error)
-        if (
-            error.field is None
-            and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled))
-            and self.target not in error.message
-        ):
+        if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)):
             seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
             return type(error)(f"{self.target}: {_plain(error)}{seconds}", field="target", value=self.target)
         return error
@@ -183,3 +187,15 @@ def _plain(error: OmeTensorError) -> str:
         if said in text:
             return meant
     return text
+
+
+# Every connection of this process, so that a forked child can begin anew with each.
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for connection in list(_connections):
+        connection.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

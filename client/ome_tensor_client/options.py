@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+import re
+from dataclasses import dataclass
 
 from ome_tensor.errors import InvalidArgument
 
-__all__ = ["Options"]
+__all__ = ["Options", "checked_target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,34 @@ class Options:
     message_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidArgument(f"{option.name} must be a number, not {value!r}", field=option.name, value=value)
-            if value < 0 or (option.name in ("timeout", "prefetch_bytes") and value == 0):
-                raise InvalidArgument(f"{option.name} must be positive: {value!r}", field=option.name, value=value)
+        for name in ("timeout", "retry_for"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InvalidArgument(f"{name} must be a number of seconds, not {value!r}", field=name, value=value)
+        for name in ("prefetch_bytes", "message_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value >= 2**63:
+                raise InvalidArgument(f"{name} must be a number of bytes, not {value!r}", field=name, value=value)
+        for name, least in (("timeout", 1e-3), ("retry_for", 0), ("prefetch_bytes", 1), ("message_bytes", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InvalidArgument(f"{name} must be at least {least}: {value!r}", field=name, value=value)
+
+
+def checked_target(target: str) -> str:
+    """A target with a port, or one of gRPC's own forms (``unix:/path``, ``dns:///host:port``). Without a port gRPC would try 443.
+
+    Raises:
+        InvalidArgument: neither.
+    """
+    if not isinstance(target, str):
+        raise InvalidArgument(f"target must be HOST:PORT, not {target!r}", field="target", value=target)
+    target = target.strip()
+    if re.match(r"(dns|ipv4|ipv6|unix|unix-abstract|xds):", target) and not re.fullmatch(r"\w+:[0-9]+", target):
+        return target
+    host, _, port = target.rpartition(":")
+    # An IPv6 address wants brackets: without them its last group would be taken for the port.
+    bare = host.startswith("[") or ":" not in host
+    if not host or not bare or not (port.isascii() and port.isdecimal() and 0 < int(port) <= 65535):
+        raise InvalidArgument(f"target must be HOST:PORT, not {target!r}", field="target", value=target)
+    return target

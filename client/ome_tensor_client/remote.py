@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
 from ome_tensor.view import TensorView
 from ome_tensor_proto.codec import order_to_proto, plan_to_proto, selection_from_proto, tiling_to_proto
 from ome_tensor_proto.listing import image_from_proto
-from ome_tensor_proto.reader import TileBatch
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
 from .tile_stream import TileStream
@@ -91,26 +91,30 @@ class RemotePixels:
         """Read a selection into ``out``; a large one comes in slabs, each copied to its place as it arrives."""
         if out.size == 0:
             return
-        for batch, header in self._whole(selection, out.dtype, arrow=False):
-            if header.slabs:
-                slab = split_into_slabs(out.shape, out.dtype.itemsize, header.slab_bytes)[batch.slab]
-                place = tuple(slice(first, first + count) for first, count in zip(slab.origin, slab.shape, strict=True))
-                out[place] = batch.pixels[0]
-            else:
-                out[...] = batch.pixels[0]
+        delivered = 0
+        with closing(self._whole(selection, out.dtype, arrow=False)) as stream:
+            for batch in stream:
+                block, place = batch.pixels[0], tuple(slice(length) for length in out.shape)
+                if stream.header.slabs:
+                    slab = split_into_slabs(out.shape, out.dtype.itemsize, stream.header.slab_bytes)[batch.slab]
+                    place = tuple(slice(first, first + count) for first, count in zip(slab.origin, slab.shape, strict=True))
+                if out[place].shape != block.shape or block.dtype != out.dtype:
+                    raise BrokenStream(f"a {block.dtype} block of {block.shape} arrived for {out.dtype} {out[place].shape}")
+                out[place] = block
+                delivered += block.size
+        if delivered != out.size:
+            raise BrokenStream(f"{delivered} of {out.size} pixels arrived")
 
     def flat_values(self, selection: Selection) -> np.ndarray:
         """The stored values of one plane or chunk, 1-D, in private memory."""
-        parts = [batch.pixels[0].reshape(-1) for batch, _ in self._whole(selection, None, arrow=True)]
+        with closing(self._whole(selection, None, arrow=True)) as stream:
+            parts = [batch.pixels[0].reshape(-1) for batch in stream]
+        if sum(part.size for part in parts) != selection.size:
+            raise BrokenStream(f"{sum(part.size for part in parts)} of {selection.size} stored values arrived")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _whole(
-        self, selection: Selection, dtype: np.dtype | None, *, arrow: bool
-    ) -> Iterator[tuple[TileBatch, pb.ReadTilesHeader]]:
-        stream = TileStream(self.connection, self.request(selection, dtype, Tiling(), Order(), arrow=arrow))
-        for batch in stream:
-            assert stream.header is not None
-            yield batch, stream.header
+    def _whole(self, selection: Selection, dtype: np.dtype | None, *, arrow: bool) -> TileStream:
+        return TileStream(self.connection, self.request(selection, dtype, Tiling(), Order(), arrow=arrow), expected=1)
 
     def request(
         self, selection: Selection, dtype: np.dtype | None, tiling: Tiling, order: Order, *, arrow: bool
@@ -166,7 +170,10 @@ class RemoteView(TensorView):
                 (tile, in_layout(np.empty(tile.shape, resolved.dtype), resolved.layout, contiguous))
                 for tile in TileSequence(shown, tiling, order)
             )
-        stream = TileStream(self.pixels.connection, self.pixels.request(shown, resolved.dtype, tiling, order, arrow=arrow))
+        # Counted without its order, which is the server's to compute.
+        expected = len(TileSequence(shown, tiling, order))
+        request = self.pixels.request(shown, resolved.dtype, tiling, order, arrow=arrow)
+        stream = TileStream(self.pixels.connection, request, expected)
         found = self._delivered(stream, numbered, contiguous, arrow)
         if not prefetch:
             return found
@@ -198,26 +205,31 @@ class RemoteView(TensorView):
 def _whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[TileAndArray]:
     """Tiles as they arrive, those in slabs put together, each checked to be the one that its number says."""
     assembled: np.ndarray | None = None
-    for batch in stream:
-        columns = {name: column.tolist() for name, column in batch.columns.items()}
-        for row, number in enumerate(columns["tile"]):
-            if not 0 <= number < numbered.total:
-                raise BrokenStream(f"tile {number} arrived of a view with {numbered.total}")
-            tile = numbered.tile(number, batch.first_position + row)
-            s = tile.selection
-            wanted = (s.t[0] if s.t else -1, s.z[0] if s.z else -1, s.y, s.x, len(s.z), s.h, s.w)
-            got = tuple(columns[name][row] for name in ("t", "z", "y", "x", "valid_z", "valid_h", "valid_w"))
-            if got != wanted:
-                raise BrokenStream(f"tile {number} arrived with (t, z, y, x, depth, height, width) {got}, not {wanted}")
-            block = batch.pixels[row]
-            if stream.header is not None and stream.header.slabs:
-                if assembled is None:
-                    assembled = np.empty(tile.shape, block.dtype)
-                first = columns["offset"][row]
-                assembled.reshape(-1)[first : first + block.size] = block.reshape(-1)
-                if batch.tile_count == 0:
-                    continue
-                block, assembled = assembled, None
-            if block.shape != tile.shape:
-                raise BrokenStream(f"tile {number} arrived as {block.shape}, not {tile.shape}")
-            yield tile, block
+    with closing(stream):
+        for batch in stream:
+            columns = {name: column.tolist() for name, column in batch.columns.items()}
+            places = zip(*(columns[name] for name in ("t", "z", "y", "x", "valid_z", "valid_h", "valid_w")), strict=True)
+            for row, (number, got) in enumerate(zip(columns["tile"], places, strict=True)):
+                if not 0 <= number < numbered.total:
+                    raise BrokenStream(f"tile {number} arrived of a view with {numbered.total}")
+                tile = numbered.tile(number, batch.first_position + row)
+                s = tile.selection
+                wanted = (s.t[0] if s.t else -1, s.z[0] if s.z else -1, s.y, s.x, len(s.z), s.h, s.w)
+                if got != wanted:
+                    raise BrokenStream(f"tile {number} arrived with (t, z, y, x, depth, height, width) {got}, not {wanted}")
+                block = batch.pixels[row]
+                if stream.header.slabs:
+                    # The reader has seen to it that slabs come in order and without gaps.
+                    if assembled is None:
+                        assembled = np.empty(tile.shape, block.dtype)
+                    first = columns["offset"][row]
+                    end = first + block.size
+                    if end > assembled.size or (batch.tile_count == 1) != (end == assembled.size):
+                        raise BrokenStream(f"tile {number} of {assembled.size} elements arrived up to {end}")
+                    assembled.reshape(-1)[first:end] = block.reshape(-1)
+                    if batch.tile_count == 0:
+                        continue
+                    block, assembled = assembled, None
+                if block.shape != tile.shape:
+                    raise BrokenStream(f"tile {number} arrived as {block.shape}, not {tile.shape}")
+                yield tile, block

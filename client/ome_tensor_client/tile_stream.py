@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -16,30 +17,125 @@ from .connection import Backoff, Connection
 
 __all__ = ["TileStream"]
 
+#: What must not differ between the calls of one read.
+_SAME = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
+
+
+class _Read:
+    """The state of one read over its calls. The generator that reads holds this, and not the stream, so that a dropped stream ends at once.
+
+    Attributes:
+        waiting_since: When the wait for the next message began; ``None`` while the caller is busy with the last one.
+    """
+
+    def __init__(self, connection: Connection, request: pb.ReadTilesRequest, expected: int) -> None:
+        self.connection = connection
+        self.request = pb.ReadTilesRequest()
+        self.request.CopyFrom(request)
+        self.remaining = expected
+        self.header: pb.ReadTilesHeader | None = None
+        self.retries = 0
+        self.stop = threading.Event()
+        self.call: Any = None
+        self.timed_out = False
+        self.waiting_since: float | None = None
+
+    def expire(self) -> None:
+        """No message came in time."""
+        self.timed_out = True
+        self.cancel_call()
+
+    def cancel_call(self) -> None:
+        """End the call in progress, from any thread."""
+        call = self.call
+        if call is not None:
+            call.cancel()
+
+    def begin(self) -> Iterator[bytes]:
+        """The messages of a call for what has not arrived yet."""
+        self.timed_out = False
+        self.call = self.connection.stream("ReadTiles", self.request)
+        if self.stop.is_set():
+            self.call.cancel()
+        while True:
+            self.waiting_since = time.monotonic()
+            try:
+                message = next(self.call)
+            except StopIteration:
+                return
+            finally:
+                self.waiting_since = None
+            yield message
+
+    def check(self, header: pb.ReadTilesHeader) -> None:
+        """A read must be the one that was asked for, and a resumed one the one that was begun."""
+        wanted = self.request.if_version or header.dataset_version
+        if header.dataset_version != wanted:
+            raise BrokenStream(f"the stream is of version {header.dataset_version!r} of the dataset, not of {wanted!r}")
+        self.request.if_version = wanted
+        if header.tile_count != self.remaining:
+            raise BrokenStream(f"the server announces {header.tile_count} tiles where {self.remaining} were asked for")
+        first = self.header
+        if first is None:
+            self.header = header
+            return
+        for name in _SAME:
+            if getattr(first, name) != getattr(header, name):
+                raise BrokenStream(f"the resumed stream's {name} is {getattr(header, name)}, not {getattr(first, name)}")
+
+    def advance(self, batch: TileBatch) -> None:
+        """Ask for what comes after this batch, should there be another call."""
+        order = self.request.order
+        order.start = batch.first_position + batch.tile_count
+        order.start_slab = 0
+        self.remaining -= batch.tile_count
+        if self.header is not None and self.header.slabs:
+            # Slabs are cut by this size; another server's choice would be another cut.
+            self.request.max_message_bytes = self.header.slab_bytes
+            if batch.tile_count == 0:
+                order.start_slab = batch.slab + 1
+
+    def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
+        """Why a call ended."""
+        connection = self.connection
+        if self.timed_out:
+            return DeadlineExceeded(
+                f"{connection.target}: no message within {connection.options.timeout:g} s",
+                field="target",
+                value=connection.target,
+            )
+        error = connection.error_of(rpc_error)
+        # Not cancelled by us: a server that is stopped hard cancels what runs, and one whose reader stalled frees its place.
+        return Unavailable(error.message, field=error.field, value=error.value) if isinstance(error, Cancelled) else error
+
 
 class TileStream(Iterator[TileBatch]):
     """The batches of one ReadTiles request, over as many calls as it takes.
 
-    A call may end early: the connection is lost, the server drains or is killed, the deadline of one call passes. The next call then asks for what
-    comes after the last batch that arrived whole, of the same dataset version.
+    A call may end early: the connection is lost, the server drains or is killed, no message comes in time. The next call then asks for what comes
+    after the last batch that arrived whole, of the same dataset version.
 
     Args:
         connection: The server.
         request: What to read; its ``order.start`` is where to begin.
-
-    Attributes:
-        retries: Calls beyond the first.
+        expected: Number of tiles that must come.
     """
 
-    def __init__(self, connection: Connection, request: pb.ReadTilesRequest) -> None:
-        self._connection = connection
-        self._request = pb.ReadTilesRequest()
-        self._request.CopyFrom(request)
-        self._stop = threading.Event()
-        self._call: Any = None
-        self.retries = 0
-        self.header: pb.ReadTilesHeader | None = None
-        self._batches = self._read()
+    def __init__(self, connection: Connection, request: pb.ReadTilesRequest, expected: int) -> None:
+        self._read = _Read(connection, request, expected)
+        self._batches = _batches(self._read)
+
+    @property
+    def header(self) -> pb.ReadTilesHeader:
+        """What the stream is; known once a batch has arrived."""
+        header = self._read.header
+        assert header is not None
+        return header
+
+    @property
+    def retries(self) -> int:
+        """Calls beyond the first."""
+        return self._read.retries
 
     def __iter__(self) -> TileStream:
         return self
@@ -49,76 +145,53 @@ class TileStream(Iterator[TileBatch]):
 
     def cancel(self) -> None:
         """End the read from any thread: a ``next()`` that is waiting stops."""
-        self._stop.set()
-        call = self._call
-        if call is not None:
-            call.cancel()
+        self._read.stop.set()
+        self._read.cancel_call()
 
     def close(self) -> None:
-        """End the read."""
+        """End the read, on the thread that iterates."""
         self.cancel()
         self._batches.close()
 
     def __del__(self) -> None:
         self.cancel()
 
-    def _read(self) -> Generator[TileBatch, None, None]:
-        backoff = Backoff(self._connection.options.retry_for)
+
+def _batches(read: _Read) -> Generator[TileBatch, None, None]:
+    backoff = Backoff(read.connection.options.retry_for)
+    watchdog = read.connection.watchdog
+    watchdog.watch(read)
+    try:
         while True:
             arrived = False
-            reader = BatchReader(start=self._request.order.start, start_slab=self._request.order.start_slab)
+            order = read.request.order
+            reader = BatchReader(start=order.start, start_slab=order.start_slab)
             try:
-                self._call = self._connection.stream("ReadTiles", self._request)
-                for message in self._call:
+                for message in read.begin():
                     fresh = reader.header is None
                     batch = reader.feed(message)
                     if fresh and reader.header is not None:
-                        self._check(reader.header)
+                        read.check(reader.header)
                     if batch is not None:
                         arrived = True
-                        self._advance(batch, reader.header)
+                        read.advance(batch)
                         yield batch
                 reader.finish()
                 return
             except grpc.RpcError as rpc_error:
-                error: OmeTensorError = self._connection.error_of(rpc_error)
+                error = read.error_of(rpc_error)
             except BrokenStream as broken:
                 error = broken
             finally:
-                if self._call is not None:
-                    self._call.cancel()
-                    self._call = None
-            if self._stop.is_set():
+                read.cancel_call()
+                read.call = None
+            if read.stop.is_set():
                 return
-            if isinstance(error, Cancelled):
-                # Not by us: a server that is stopped hard cancels what runs.
-                error = Unavailable(error.message, field=error.field, value=error.value)
             if isinstance(error, DeadlineExceeded) and not arrived:
                 raise error
             if arrived:
                 backoff.progress()
-            backoff.pause(error, self._stop)
-            self.retries += 1
-
-    def _check(self, header: pb.ReadTilesHeader) -> None:
-        """A resumed read must be the read that was begun."""
-        first = self.header
-        self._request.if_version = header.dataset_version
-        if first is None:
-            self.header = header
-            return
-        same = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
-        for name in same:
-            if getattr(first, name) != getattr(header, name):
-                raise BrokenStream(f"the resumed stream's {name} is {getattr(header, name)}, not {getattr(first, name)}")
-
-    def _advance(self, batch: TileBatch, header: pb.ReadTilesHeader | None) -> None:
-        """Ask for what comes after this batch, should there be another call."""
-        order = self._request.order
-        order.start = batch.first_position + batch.tile_count
-        order.start_slab = 0
-        if header is not None and header.slabs:
-            # Slabs are cut by this size; another server's choice would be another cut.
-            self._request.max_message_bytes = header.slab_bytes
-            if batch.tile_count == 0:
-                order.start_slab = batch.slab + 1
+            backoff.pause(error, read.stop)
+            read.retries += 1
+    finally:
+        watchdog.forget(read)

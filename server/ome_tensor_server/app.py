@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from collections.abc import Sequence
 from concurrent import futures
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -40,6 +43,24 @@ _OPTIONS = (
 )
 
 
+class _Health(health.HealthServicer):
+    """The health service; remembers who is watching, so that a shutdown need not wait for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: weakref.WeakSet[grpc.ServicerContext] = weakref.WeakSet()
+
+    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:
+        """See ``grpc.health.v1.Health``."""
+        self._watches.add(context)
+        return super().Watch(request, context, send_response_callback)
+
+    def end_watches(self) -> None:
+        """Cancel every watch."""
+        for context in list(self._watches):
+            context.cancel()
+
+
 class TensorServer:
     """A gRPC server over a catalogue.
 
@@ -64,9 +85,12 @@ class TensorServer:
             options=[*_OPTIONS, ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20))],
         )
         self._service = TensorService(settings)
-        self._health = health.HealthServicer()
+        self._health = _Health()
+        self._stopping = threading.Event()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._server.add_generic_rpc_handlers((handlers(self._service.methods, settings.max_request_bytes),))
+        self._server.add_generic_rpc_handlers(
+            (handlers(self._service.methods, settings.max_request_bytes, settings.stall_seconds),)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -101,7 +125,10 @@ class TensorServer:
 
     def load(self, sources: Sequence[SourceFile]) -> Catalogue:
         """Load the datasets, then report SERVING. Raises what :func:`load_catalogue` does."""
-        catalogue = load_catalogue(sources, ChunkCache(self.settings.decode_cache_bytes))
+        cache = ChunkCache(self.settings.decode_cache_bytes, self.settings.max_chunk_bytes)
+        catalogue = load_catalogue(sources, cache, self._stopping.is_set)
+        if self._stopping.is_set():
+            return catalogue
         self._service.catalogue = catalogue
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return catalogue
@@ -109,10 +136,14 @@ class TensorServer:
     def stop(self, grace: float | None = None) -> None:
         """Drain: health turns to NOT_SERVING, new calls are refused, running ones may finish within ``grace`` seconds (default: the settings').
 
-        Returns when all is quiet; may be called again.
+        Returns when all is quiet. May be called again, from a signal handler too, to shorten the grace.
         """
+        self._stopping.set()
         self._health.enter_graceful_shutdown()
-        self._server.stop(self.settings.grace_seconds if grace is None else grace).wait()
+        stopped = self._server.stop(self.settings.grace_seconds if grace is None else grace)
+        # They last as long as their clients like, and would hold up everything else.
+        self._health.end_watches()
+        stopped.wait()
         self._threads.shutdown(wait=True)
 
     def wait(self, timeout: float | None = None) -> None:

@@ -6,10 +6,11 @@ import bisect
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ome_tensor.blocks import ChunkCache
@@ -90,11 +91,15 @@ class ImageColumn:
                 self._indexes.move_to_end(row)
             return pixels
 
+    def is_valid(self) -> np.ndarray:
+        """For each row, whether it holds an image."""
+        return np.concatenate([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in self._chunks])
+
     def only_row(self) -> int | None:
         """The row of the only image, or ``None`` where there are several or none."""
         if self.image_count != 1:
             return None
-        return next(row for row in range(self.row_count) if self.record(row).is_valid)
+        return int(np.argmax(self.is_valid()))
 
 
 class Dataset:
@@ -111,6 +116,7 @@ class Dataset:
         self.name = name
         self.version = table.version
         self.columns = {column: ImageColumn(array, cache) for column, array in table.images.items()}
+        self._cells: dict[str, np.ndarray] = {}
         self.info = DatasetInfo(
             name=name,
             version=table.version,
@@ -164,13 +170,22 @@ class Dataset:
             )
         return Image(self, format_key(self.name, name, row), name, row, images.pixels(row))
 
-    def positions(self, column: str | None) -> Iterator[tuple[int, str]]:
-        """(row, column) of every image, by row and then by column; of one column only where it is named."""
-        chosen = dict([self.column(column)]) if column else self.columns
-        for row in range(self.info.row_count):
-            for name, images in chosen.items():
-                if images.record(row).is_valid:
-                    yield row, name
+    def places(self, column: str | None, first: int, count: int) -> list[tuple[int, str]]:
+        """(row, column) of ``count`` images from the ``first`` on, by row and then by column; of one column only where it is named."""
+        chosen = [column] if column else list(self.columns)
+        found = self._valid(column)[first : first + count]
+        return [(int(place) // len(chosen), chosen[int(place) % len(chosen)]) for place in found]
+
+    def _valid(self, column: str | None) -> np.ndarray | range:
+        """Numbers of the cells that hold an image, counted by row and then by column."""
+        chosen = [self.columns[column]] if column else list(self.columns.values())
+        cells = self.info.row_count * len(chosen)
+        if sum(images.image_count for images in chosen) == cells:
+            return range(cells)
+        key = column or ""
+        if key not in self._cells:
+            self._cells[key] = np.flatnonzero(np.stack([images.is_valid() for images in chosen], axis=1))
+        return self._cells[key]
 
     def describe(self, row: int, column: str) -> ImageInfo:
         """What is said of an image in a list: a damaged one is listed with its problem."""
@@ -256,6 +271,15 @@ def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
     return list(by_name.values())
 
 
+def _may_load(file: Path) -> bool:
+    """Whether a file found in a folder is Parquet; one that cannot be read is left out, saying so."""
+    try:
+        return is_parquet(file)
+    except OSError as error:
+        _log.warning("left out %s: %s", file, error.strerror or error)
+        return False
+
+
 def _name(relative: Path) -> str:
     last = relative.name
     for suffix in (".parquet", ".ome"):
@@ -264,8 +288,8 @@ def _name(relative: Path) -> str:
     return ".".join([*relative.parts[:-1], last])
 
 
-def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache) -> Catalogue:
-    """Load every source into memory.
+def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache, stopped: Callable[[], bool] = lambda: False) -> Catalogue:
+    """Load every source into memory; what has been loaded by the time ``stopped()`` is true.
 
     A file found in a folder that turns out not to hold readable images is left out with a warning, so that one bad file does not take a lab's
     folder off the air.
@@ -275,6 +299,8 @@ def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache) -> Catalogu
     """
     datasets = []
     for source in sources:
+        if stopped():
+            break
         try:
             table = read_table(source.path)
         except (InvalidRecord, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Annotated
 
 import typer
 
+from ome_tensor.errors import InvalidArgument
+
 from .app import TensorServer
-from .catalogue import find_sources
+from .catalogue import SourceFile, find_sources
 from .logs import configure
 from .memory import keep_blocks
-from .settings import Settings
+from .settings import Settings, split_address
 
 __all__ = ["register", "serve"]
 
@@ -31,19 +34,24 @@ def serve(
         list[Path], typer.Argument(metavar="PATH...", help="OME-Arrow Parquet files, or folders of them.", show_default=False)
     ],
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one. [default: 127.0.0.1:50051]")
+        str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.", show_default="127.0.0.1:50051")
     ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
-    batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size. [default: 1 MiB]")] = None,
-    max_request_bytes: Annotated[int | None, typer.Option(help="Largest request. [default: 4 MiB]")] = None,
-    max_tile_bytes: Annotated[int | None, typer.Option(help="Largest tile. [default: 2 GiB]")] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Most tiles of one read. [default: 10,000,000]")] = None,
-    max_indices: Annotated[int | None, typer.Option(help="Most indices listed for an axis. [default: 65,536]")] = None,
-    max_concurrent_reads: Annotated[int | None, typer.Option(help="Streams served at once. [default: 64]")] = None,
-    decode_cache_bytes: Annotated[int | None, typer.Option(help="Decompressed chunks kept. [default: 256 MiB]")] = None,
-    grace_seconds: Annotated[float | None, typer.Option(help="Time for running streams at SIGTERM. [default: 30]")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size.", show_default="1 MiB")] = None,
+    max_request_bytes: Annotated[int | None, typer.Option(help="Largest request.", show_default="4 MiB")] = None,
+    max_tile_bytes: Annotated[int | None, typer.Option(help="Largest tile.", show_default="2 GiB")] = None,
+    max_message_bytes: Annotated[int | None, typer.Option(help="Largest message.", show_default="32 MiB")] = None,
+    max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest chunk to decompress.", show_default="256 MiB")] = None,
+    max_tiles: Annotated[int | None, typer.Option(help="Most tiles of one read.", show_default="2,000,000")] = None,
+    max_indices: Annotated[int | None, typer.Option(help="Most indices listed for an axis.", show_default="65,536")] = None,
+    max_concurrent_reads: Annotated[int | None, typer.Option(help="Streams served at once.", show_default="64")] = None,
+    decode_cache_bytes: Annotated[int | None, typer.Option(help="Decompressed chunks kept.", show_default="256 MiB")] = None,
+    grace_seconds: Annotated[float | None, typer.Option(help="Time for running streams at SIGTERM.", show_default="30")] = None,
+    stall_seconds: Annotated[
+        float | None, typer.Option(help="Time to take a message before a stream is ended.", show_default="120")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:
     """Serve OME-Arrow images. Every option is also a variable, OME_TENSOR_LISTEN and so on; options win.
 
@@ -54,10 +62,14 @@ def serve(
     sources = find_sources(paths)
     configure(settings.log_format, settings.log_level)
     keep_blocks()
+    _check_address(settings.listen)
     server = TensorServer(settings)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            # Asked twice: whoever is still reading can resume elsewhere. On a thread, since the first stop holds the main one.
+            threading.Thread(target=server.stop, args=(0,), daemon=True).start()
         stop.set()
 
     # Before anything listens: whoever reads the address below may send a signal at once.
@@ -66,9 +78,43 @@ def serve(
     # Scripts wait for this line; it comes once the port is bound. Readiness is health's to tell.
     print(f"listening on {server.start()}", flush=True)  # noqa: T201  the command's output
     try:
-        catalogue = server.load(sources)
-        images = sum(dataset.info.image_count for dataset in catalogue.datasets.values())
-        print(f"serving {images} images in {len(catalogue.datasets)} datasets", file=sys.stderr, flush=True)  # noqa: T201
+        _load(server, sources, stop)
         stop.wait()
     finally:
         server.stop()
+
+
+def _load(server: TensorServer, sources: list[SourceFile], stop: threading.Event) -> None:
+    """Load on a thread of its own, so that a signal is heeded meanwhile; raises what the loading raised."""
+    done = threading.Event()
+    failures: list[Exception] = []
+
+    def load() -> None:
+        try:
+            catalogue = server.load(sources)
+            if not stop.is_set():
+                images = sum(dataset.info.image_count for dataset in catalogue.datasets.values())
+                print(f"serving {images} images in {len(catalogue.datasets)} datasets", file=sys.stderr, flush=True)  # noqa: T201  as above
+        except Exception as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=load, name="ome-tensor-load", daemon=True).start()
+    while not done.wait(0.1) and not stop.is_set():
+        pass
+    if failures:
+        raise failures[0]
+
+
+def _check_address(listen: str) -> None:
+    """Bind once for a try: gRPC would not say what is wrong with an address, and logs a line of its own beside the error's."""
+    host, port = split_address(listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As gRPC does: connections of a server that has just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InvalidArgument(f"cannot listen on {listen}: {error.strerror}", field="listen", value=listen) from None

@@ -13,6 +13,9 @@ __all__ = ["Fields", "configure"]
 #: Everything of ours logs below this name; a library's user configures it as any other logger.
 ROOT = "ome_tensor_server"
 
+#: Characters of a value; clients choose some of them.
+_LONGEST = 300
+
 
 class Fields:
     """A log message made of named values: ``log.info(Fields("call", method="ReadTiles", ms=3.1))``.
@@ -32,8 +35,12 @@ class Fields:
 
 def _quoted(value: object) -> str:
     text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-    # A line stays a line, and a value that looks like more fields stays one value.
-    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n\r\t') else text
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
+    # A line stays a line, a terminal is not written to, and a value that looks like more fields stays one value.
+    if not text.isprintable():
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=') else text
 
 
 class _Text(logging.Formatter):
@@ -52,12 +59,13 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
         }
         if isinstance(record.msg, Fields):
-            line |= {"event": record.msg.event} | record.msg.values
+            values = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in record.msg.values.items()}
+            line |= {"event": record.msg.event} | values
         else:
             line["event"] = record.getMessage()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)
 
 
 def configure(log_format: str, log_level: str) -> None:

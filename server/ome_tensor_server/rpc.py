@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
+from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.methods import METHODS, SERVICE, Method
 from ome_tensor_proto.status import to_status
 
@@ -31,6 +32,7 @@ class Call:
         image: Key of what it is about, once known.
         tiles: Tiles sent so far.
         nbytes: Bytes of messages sent so far.
+        waiting_since: When the client was offered the message it has not taken yet; ``None`` while none is on offer.
     """
 
     def __init__(self, method: str, context: grpc.ServicerContext) -> None:
@@ -38,6 +40,8 @@ class Call:
         self.image: str | None = None
         self.tiles: int | None = None
         self.nbytes = 0
+        self.waiting_since: float | None = None
+        self._stalled = False
         self._context = context
         self._began = time.perf_counter()
 
@@ -46,8 +50,15 @@ class Call:
         """Whether anybody still wants the answer: a cancelled stream does not stop its own thread."""
         return bool(self._context.is_active())
 
+    def expire(self) -> None:
+        """The client has left a message untaken for too long: free the thread. A client that comes back resumes."""
+        self._stalled = True
+        self._context.cancel()
+
     def finish(self, status: str, error: str | None = None) -> None:
         """Write the call's line."""
+        if self._stalled:
+            status, error = "CANCELLED", "stalled: the client left a message untaken"
         _log.log(
             logging.INFO if status in ("OK", "CANCELLED") else logging.WARNING,
             Fields(
@@ -67,18 +78,25 @@ class Call:
 Handler = Callable[[Any, Call], Any]
 
 
-def handlers(service: Mapping[str, Handler], max_request_bytes: int) -> grpc.GenericRpcHandler:
+def handlers(service: Mapping[str, Handler], max_request_bytes: int, stall_seconds: float) -> grpc.GenericRpcHandler:
     """gRPC handlers for functions named as the contract's methods; a streaming one yields message bytes.
+
+    Args:
+        service: The functions by method name.
+        max_request_bytes: Largest request.
+        stall_seconds: How long a message of a stream may stay untaken.
 
     Raises:
         KeyError: a method of the contract has no function.
     """
+    watchdog = Watchdog(stall_seconds, "ome-tensor-stalls")
     table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     for name, method in METHODS.items():
-        wrap = _streaming if method.streaming else _unary
-        make = grpc.unary_stream_rpc_method_handler if method.streaming else grpc.unary_unary_rpc_method_handler
         # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
-        table[name] = make(wrap(method, service[name], max_request_bytes))
+        if method.streaming:
+            table[name] = grpc.unary_stream_rpc_method_handler(_streaming(method, service[name], max_request_bytes, watchdog))
+        else:
+            table[name] = grpc.unary_unary_rpc_method_handler(_unary(method, service[name], max_request_bytes))
     return grpc.method_handlers_generic_handler(SERVICE, table)
 
 
@@ -119,16 +137,19 @@ def _unary(method: Method, handler: Handler, max_request_bytes: int) -> Callable
 
 
 def _streaming(
-    method: Method, handler: Handler, max_request_bytes: int
+    method: Method, handler: Handler, max_request_bytes: int, watchdog: Watchdog
 ) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
     def answer(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         call = Call(method.name, context)
         messages: Iterator[bytes] = iter(())
+        watchdog.watch(call)
         try:
             messages = handler(_parse(method, data, max_request_bytes), call)
             for message in messages:
                 call.nbytes += len(message)
+                call.waiting_since = time.monotonic()
                 yield message
+                call.waiting_since = None
         except GeneratorExit:
             call.finish("CANCELLED")
             raise
@@ -138,6 +159,7 @@ def _streaming(
         else:
             call.finish("OK" if call.is_active else "CANCELLED")
         finally:
+            watchdog.forget(call)
             # At once, not when somebody collects garbage: it holds a place among the concurrent reads.
             close = getattr(messages, "close", None)
             if close is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import numpy as np
 
@@ -32,6 +31,11 @@ from .stream import TileRead, check_tiles
 __all__ = ["TensorService"]
 
 _PAGE, _LARGEST_PAGE = 200, 1000
+
+_LEAST_MESSAGE = 64 << 10
+
+#: Elements that no image has, but repeated indices can ask for; beyond, numbers stop fitting their fields.
+_MOST_ELEMENTS = 2**56
 
 
 class TensorService:
@@ -71,7 +75,7 @@ class TensorService:
     def list_datasets(self, request: pb.ListDatasetsRequest, call: Call) -> pb.ListDatasetsResponse:
         """All datasets by name, in pages; a page token is the number of datasets before it."""
         datasets = list(self._loaded().datasets.values())
-        first = _token(request.page_token, len(datasets))
+        first = _token(request.page_token, len(datasets)) if request.page_token else 0
         count = _page_size(request.page_size)
         return pb.ListDatasetsResponse(
             datasets=[dataset_to_proto(dataset.info) for dataset in datasets[first : first + count]],
@@ -99,9 +103,9 @@ class TensorService:
                 field="page_token",
                 value=request.page_token,
             )
-        first = _token(number, total)
+        first = _token(number, total) if request.page_token else 0
         count = _page_size(request.page_size)
-        places = islice(dataset.positions(request.column or None), first, first + count)
+        places = dataset.places(request.column or None, first, count)
         return pb.ListImagesResponse(
             images=[image_to_proto(dataset.describe(row, column)) for row, column in places],
             next_page_token=f"{dataset.version}:{first + count}" if first + count < total else "",
@@ -116,7 +120,7 @@ class TensorService:
         image, view, resolved, arrow = self._view(request.key, request.view, call)
         tiling, order, _ = _cut(request.tiling, request.order, request.HasField("tiling"))
         tiles = TileSequence(resolved.selection if arrow else resolved.shown, tiling, order)
-        check_tiles(tiles, resolved.dtype.itemsize, self._settings)
+        check_tiles(tiles, resolved.dtype, self._settings)
         if arrow:
             # Each tile must be one stored plane or chunk, so there are no more to look at than those.
             for tile in tiles:
@@ -159,8 +163,12 @@ class TensorService:
                 value=request.if_version,
             )
         tiling, order, start_slab = _cut(request.tiling, request.order, request.HasField("tiling"))
-        aim = self._settings.batch_bytes
-        message_bytes = min(request.max_message_bytes, 4 * aim) if request.max_message_bytes else aim
+        aim = min(self._settings.batch_bytes, self._settings.max_message_bytes)
+        # A hint: not so small that a view becomes millions of messages, not so large that a few clients fill the memory.
+        least = min(aim, _LEAST_MESSAGE)
+        message_bytes = (
+            max(least, min(request.max_message_bytes, self._settings.max_message_bytes)) if request.max_message_bytes else aim
+        )
         return TileRead(image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes)
 
     def _view(self, key: str, message: view_pb2.View, call: Call) -> tuple[Image, TensorView, ResolvedPlan, bool]:
@@ -172,6 +180,12 @@ class TensorService:
         plan: Plan = plan_from_proto(message)
         view = view_of_record(image.pixels, plan)
         resolved = view.resolved
+        if resolved.selection.size > _MOST_ELEMENTS:
+            raise LimitExceeded(
+                f"the view has {resolved.selection.size} elements; this server takes at most {_MOST_ELEMENTS}",
+                field="view",
+                value=resolved.shown.shape,
+            )
         arrow = mode_from_proto(message) == "arrow"
         if arrow:
             stored = image.pixels.index.stored_dtype
@@ -200,8 +214,6 @@ def _page_size(asked: int) -> int:
 
 def _token(token: str, total: int) -> int:
     """How many entries come before a page; raises InvalidArgument for a token that this server did not give."""
-    if not token:
-        return 0
-    if not (token.isascii() and token.isdecimal() and int(token) <= total):
+    if not (token.isascii() and token.isdecimal() and len(token) <= 18 and int(token) <= total):
         raise InvalidArgument(f"page_token {token!r} is not one this server gave", field="page_token", value=token)
     return int(token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import types
 import typing
@@ -14,6 +15,21 @@ from ome_tensor.errors import InvalidArgument
 __all__ = ["PREFIX", "Settings"]
 
 PREFIX = "OME_TENSOR_"
+
+# Name, least, most. A message's upper bound is Arrow's and gRPC's comfort, not a size to recommend.
+_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("batch_bytes", 1, 64 << 20),
+    ("max_message_bytes", 1, 256 << 20),
+    ("max_request_bytes", 1, 256 << 20),
+    ("max_tile_bytes", 1, 1 << 50),
+    ("max_chunk_bytes", 1, 1 << 50),
+    ("max_tiles", 1, 1 << 40),
+    ("max_indices", 1, 1 << 31),
+    ("max_concurrent_reads", 1, 10_000),
+    ("decode_cache_bytes", 0, 1 << 50),
+    ("grace_seconds", 0, 86_400),
+    ("stall_seconds", 1, 86_400),
+)
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
@@ -30,9 +46,12 @@ class Settings:
         max_tile_bytes: Largest tile that may be asked for; reading a whole view is not bounded by it, since that comes in slabs.
         max_tiles: Most tiles one read may enumerate. A shuffled read holds 8 bytes for each.
         max_indices: Most indices listed for one axis.
+        max_message_bytes: Largest message; bounds ``tiles_per_batch`` and the size a client may ask for.
+        max_chunk_bytes: Largest compressed chunk that is decompressed: a few bytes of a file can claim to be any size.
         max_concurrent_reads: Streams served at once, a thread each; one more is refused at once with RESOURCE_EXHAUSTED.
         decode_cache_bytes: Decompressed chunks kept, over all datasets.
         grace_seconds: How long running streams may finish after SIGTERM.
+        stall_seconds: How long a client may leave a message untaken before its stream is ended and its place freed; it can resume.
         log_format: ``text`` or ``json``, one line a call on stderr.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -42,11 +61,14 @@ class Settings:
     batch_bytes: int = 1 << 20
     max_request_bytes: int = 4 << 20
     max_tile_bytes: int = 2 << 30
-    max_tiles: int = 10_000_000
+    max_message_bytes: int = 32 << 20
+    max_chunk_bytes: int = 256 << 20
+    max_tiles: int = 2_000_000
     max_indices: int = 65_536
     max_concurrent_reads: int = 64
     decode_cache_bytes: int = 256 << 20
     grace_seconds: float = 30.0
+    stall_seconds: float = 120.0
     log_format: str = "text"
     log_level: str = "info"
 
@@ -59,18 +81,10 @@ class Settings:
                 field="listen",
                 value=self.listen,
             )
-        for name in ("batch_bytes", "max_request_bytes", "max_tile_bytes", "max_tiles", "max_indices", "max_concurrent_reads"):
-            if getattr(self, name) <= 0:
-                raise InvalidArgument(f"{name} must be positive: {getattr(self, name)}", field=name, value=getattr(self, name))
-        for name in ("decode_cache_bytes", "grace_seconds"):
-            if getattr(self, name) < 0:
-                raise InvalidArgument(
-                    f"{name} must not be negative: {getattr(self, name)}", field=name, value=getattr(self, name)
-                )
-        if self.batch_bytes > 64 << 20:
-            raise InvalidArgument(
-                f"batch_bytes must be at most 64 MiB: {self.batch_bytes}", field="batch_bytes", value=self.batch_bytes
-            )
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if not least <= value <= most:  # also where it is not a number
+                raise InvalidArgument(f"{name} must be between {least} and {most}: {value}", field=name, value=value)
         for name, allowed in (("log_format", ("text", "json")), ("log_level", ("debug", "info", "warning", "error"))):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
@@ -84,8 +98,8 @@ class Settings:
         """Flags that are not ``None`` win over variables, and those over defaults.
 
         Raises:
-            InvalidArgument: naming the flag or the variable, and the value; also for an ``OME_TENSOR_*`` variable there is no setting for,
-                which is a misspelling that would be obeyed silently by doing nothing.
+            InvalidArgument: naming the flag or the variable, and the value; also for a variable that is a misspelt setting, which would
+                otherwise do nothing in silence.
         """
         hints = typing.get_type_hints(cls)
         names = {field.name for field in fields(cls)}
@@ -95,14 +109,25 @@ class Settings:
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in names:
-                # Variables of the client, the tests and the demo share the prefix.
-                if name.split("_")[0] in ("client", "test", "demo"):
-                    continue
-                known = ", ".join(PREFIX + known.upper() for known in sorted(names))
-                raise InvalidArgument(f"{variable} is not a setting; there are: {known}", field=variable, value=text)
+                # Others share the prefix: compose files, the client's and the tests' variables, and Kubernetes, which sets OME_TENSOR_PORT and more
+                # for a service of that name. Only what looks like a slip of the pen is refused.
+                meant = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+                if meant:
+                    raise InvalidArgument(
+                        f"{variable} is not a setting; did you mean {PREFIX}{meant[0].upper()}?", field=variable, value=text
+                    )
+                continue
             values[name] = _parse(variable, text, hints[name])
-        values.update({name: value for name, value in flags.items() if value is not None})
-        return cls(**values)
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            return cls(**values | given)
+        except InvalidArgument as error:
+            if error.field not in values or error.field in given:
+                raise
+            # The user wrote the variable's name, not the field's.
+            variable = PREFIX + error.field.upper()
+            message = error.message.replace(error.field, variable, 1)
+            raise InvalidArgument(message, field=variable, value=error.value) from None
 
 
 def _parse(variable: str, text: str, kind: type | types.UnionType) -> Any:
@@ -123,7 +148,7 @@ def _parse(variable: str, text: str, kind: type | types.UnionType) -> Any:
 def split_address(address: str) -> tuple[str, int]:
     """``HOST:PORT`` (``[::1]:50051`` for IPv6) as its parts; raises InvalidArgument."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 65535:
         raise InvalidArgument(f"listen must be HOST:PORT, not {address!r}", field="listen", value=address)
     return host.removeprefix("[").removesuffix("]"), int(port)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,8 +33,11 @@ _FIRST_BATCH_TILES = 8
 #: Most tiles in a batch: a row costs about 50 bytes and some microseconds whatever its pixels.
 _MOST_BATCH_TILES = 4096
 
+#: Most tiles in a batch that a client may ask for.
+_MOST_ROWS = 65_536
 
-def check_tiles(tiles: TileSequence, itemsize: int, settings: Settings) -> None:
+
+def check_tiles(tiles: TileSequence, dtype: np.dtype, settings: Settings) -> None:
     """LimitExceeded where there are more tiles than the server enumerates, or larger ones than it sends.
 
     A whole view is one tile too, but the one that comes in slabs anyway; it is bounded by the image.
@@ -44,7 +48,16 @@ def check_tiles(tiles: TileSequence, itemsize: int, settings: Settings) -> None:
             field="tiling",
             value=tiles.total,
         )
-    nbytes = int(np.prod([float(n) for n in tiles.shape])) * itemsize
+    points = len(tiles.selection.t)
+    if tiles.order.shuffle and points > settings.max_tiles:
+        raise LimitExceeded(
+            f"the view has {points} time points; this server shuffles at most {settings.max_tiles}",
+            field="order.shuffle",
+            value=points,
+        )
+    if tiles.tiling.edge == "pad":
+        tiles.tiling.pad_value(dtype)
+    nbytes = math.prod(tiles.shape) * dtype.itemsize
     if tiles.tiling.kind in ("tiles", "tiles_3d") and nbytes > settings.max_tile_bytes:
         raise LimitExceeded(
             f"a tile of shape {tiles.shape} is {nbytes} bytes; this server sends at most {settings.max_tile_bytes} (max_tile_bytes)",
@@ -84,16 +97,19 @@ class TileRead:
         # Stored values need the selection as it is: a channel policy does not make one chunk of several.
         tiles = TileSequence(self.resolved.selection if self.arrow else self.resolved.shown, self.tiling, self.order)
         itemsize = self.resolved.dtype.itemsize
-        check_tiles(tiles, itemsize, settings)
+        check_tiles(tiles, self.resolved.dtype, settings)
         if self.arrow:
             for tile in tiles:
                 self.view.stored_values(tile.selection)
         largest = tiles.tile(0).shape if tiles.total else tiles.shape
-        in_slabs = int(np.prod(largest)) * itemsize > self.message_bytes
-        if in_slabs and self.tiles_per_batch > 1:
+        # A client that names a batch size wants each batch in one message, however large; one tile of it may be, too.
+        bound = settings.max_message_bytes if self.tiles_per_batch else self.message_bytes
+        in_slabs = math.prod(largest) * itemsize > bound
+        rows = min(self.tiles_per_batch, len(tiles))
+        if rows > 1 and (in_slabs or rows > _MOST_ROWS or rows * math.prod(largest) * itemsize > settings.max_message_bytes):
             raise LimitExceeded(
-                f"tiles_per_batch {self.tiles_per_batch} is too many: one tile of shape {largest} is more than a message of "
-                f"{self.message_bytes} bytes",
+                f"tiles_per_batch {self.tiles_per_batch} is too many for tiles of shape {largest}: a batch is one message, of at most "
+                f"{settings.max_message_bytes} bytes (max_message_bytes) and {_MOST_ROWS} tiles",
                 field="tiles_per_batch",
                 value=self.tiles_per_batch,
             )
@@ -113,7 +129,7 @@ class TileRead:
             )
         )
         # A view without elements has no record batches: its reader makes the empty tiles from their count.
-        count = len(tiles) if tiles.total and int(np.prod(largest)) else 0
+        count = len(tiles) if tiles.total and math.prod(largest) else 0
         header = pb.ReadTilesHeader(
             dataset_version=self.image.dataset.version,
             tile_count=count,
@@ -161,7 +177,7 @@ class TileRead:
         nbytes = 0
         most = self.tiles_per_batch or _FIRST_BATCH_TILES
         for tile in tiles:
-            size = int(np.prod(tile.shape)) * itemsize
+            size = math.prod(tile.shape) * itemsize
             if batch and (len(batch) >= most or (not self.tiles_per_batch and nbytes + size > self.message_bytes)):
                 yield _Batch(batch)
                 if not self.tiles_per_batch:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import InvalidRecord
+from .errors import InvalidRecord, LimitExceeded
 from .pixel_types import payload_dtype
 from .record import ImageMeta, Record, field_of
 
 __all__ = ["Blocks", "ChunkCache", "find_blocks"]
 
-_CODECS = frozenset({"brotli", "bz2", "gzip", "lz4", "lz4_raw", "snappy", "zstd"})
+# Codecs with a framing that tells where the data ends: of others Arrow cannot say whether a payload was too short.
+_CODECS = frozenset({"brotli", "bz2", "gzip", "lz4", "zstd"})
 _GEOMETRY = ("t", "z", "c", "y", "x", "shape_z", "shape_y", "shape_x")
 
 
@@ -30,14 +31,22 @@ class ChunkCache:
 
     Args:
         max_bytes: Bound on the bytes kept. A chunk larger than this is decompressed anew each time.
+        max_chunk_bytes: Largest chunk that is decompressed at all, or ``None``: a few stored bytes can claim to be any size.
     """
 
-    def __init__(self, max_bytes: int = 64 << 20) -> None:
+    def __init__(self, max_bytes: int = 64 << 20, max_chunk_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
+        self.max_chunk_bytes = max_chunk_bytes
         self.nbytes = 0
         self._entries: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._owners = itertools.count()
+        # Threads that want the same chunk wait for the one that decompresses it; a few locks serve all chunks.
+        self._busy = [threading.Lock() for _ in range(16)]
+
+    def busy(self, key: tuple[int, int]) -> threading.Lock:
+        """Held while the chunk of that key is being decompressed."""
+        return self._busy[hash(key) % len(self._busy)]
 
     def new_owner(self) -> int:
         """A number no other index uses in this cache."""
@@ -165,16 +174,39 @@ class BytesPayload:
         key = (self._owner, block)
         decoded = self._cache.get(key)
         if decoded is None:
-            try:
-                buffer = pa.Codec(codec).decompress(pa.py_buffer(raw), decompressed_size=expected * dtype.itemsize)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise InvalidRecord(
-                    f"chunk {block}: its {codec} bytes do not decompress to {expected} pixels: {error}",
-                    field="chunks.pixel_bytes",
-                ) from error
-            decoded = np.frombuffer(buffer, dtype)
-            self._cache.put(key, decoded)
+            with self._cache.busy(key):
+                decoded = self._cache.get(key)
+                if decoded is None:
+                    decoded = self._decompress(block, raw, codec, expected, dtype)
+                    self._cache.put(key, decoded)
         return decoded
+
+    def _decompress(self, block: int, raw: np.ndarray, codec: str, expected: int, dtype: np.dtype) -> np.ndarray:
+        nbytes = expected * dtype.itemsize
+        limit = self._cache.max_chunk_bytes
+        if limit is not None and nbytes > limit:
+            raise LimitExceeded(
+                f"chunk {block} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
+                field="chunks",
+                value=nbytes,
+            )
+        try:
+            # As a stream, since Arrow's one-shot decompression gives memory that was never written where a payload is too short.
+            with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(raw)), codec) as stream:
+                buffer = stream.read_buffer(nbytes)
+                more = buffer.size == nbytes and bool(stream.read(1))
+        except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InvalidRecord(
+                f"chunk {block}: its {codec} bytes do not decompress: {why}", field="chunks.pixel_bytes"
+            ) from error
+        if buffer.size != nbytes or more:
+            found = "more" if more else f"only {buffer.size // dtype.itemsize}"
+            raise InvalidRecord(
+                f"chunk {block}: pixels length != expected {expected}: its {codec} bytes hold {found}", field="chunks.pixel_bytes"
+            )
+        values: np.ndarray = np.frombuffer(buffer, dtype)
+        return values
 
     def addresses(self) -> tuple[np.ndarray, np.ndarray] | None:
         return (self._data, self._offsets) if self._addressable else None
@@ -271,7 +303,7 @@ class Blocks:
         Raises:
             InvalidRecord: there are more or fewer than the block's size.
         """
-        expected = int(self.nz[block] * self.ny[block] * self.nx[block])
+        expected = int(self.nz[block]) * int(self.ny[block]) * int(self.nx[block])
         values = self.payload.values(block, expected)
         stored = self.payload.length(block)
         if (len(values) if stored is None else stored) != expected:
@@ -307,6 +339,8 @@ class Blocks:
         bad = (self.t < 0) | (self.t >= t) | (self.c < 0) | (self.c >= c)
         for origin, count, size in ((self.z, self.nz, z), (self.y, self.ny, y), (self.x, self.nx, x)):
             bad |= (origin < 0) | (count <= 0) | (count > size) | (origin > size - count)
+        # No memory has so many bytes, and products of sizes would wrap.
+        bad |= self.nz.astype(np.float64) * self.ny * self.nx > 2.0**58
         if bad.any():
             block = int(np.argmax(bad))
             shape = (int(self.nz[block]), int(self.ny[block]), int(self.nx[block]))

@@ -259,7 +259,8 @@ class TensorExports(ABC):
         """Iterate over tiles that know their number and origin.
 
         Args:
-            tile_size: ``(h, w)``: all selected t, z, c in each tile; or ``(z, h, w)``: one t at a time.
+            tile_size: ``(h, w)``: all selected t, z, c in each tile; or ``(z, h, w)``: one t at a time. Small tiles of a remote view share the
+                memory of the message they came in (about 1 MiB): copy those that are kept.
             edge: ``clip`` tiles that stick out, ``pad`` them to full size with ``pad``, or ``drop`` them.
             pad: The padding value.
             shuffle, seed: Shuffled by seed, as :meth:`iter_dlpack`.
@@ -302,6 +303,8 @@ class TensorExports(ABC):
     def _fitting(self, tiling: Tiling) -> Tiling:
         """The tiling, if the view's layout can show its tiles: one that the whole view has too many t for may fit each batch."""
         resolved = self._resolve()
+        if tiling.edge == "pad":
+            tiling.pad_value(resolved.dtype)
         tiles = TileSequence(resolved.shown, tiling)
         if tiles.total:
             # The first tile of the enumeration is the largest along every axis.

@@ -13,6 +13,9 @@ from .errors import InvalidArgument
 
 __all__ = ["ImageKey", "format_key", "parse_key"]
 
+#: A row fits in 64 bits, whoever sends it.
+_MOST_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True)
 class ImageKey:
@@ -59,6 +62,6 @@ def parse_key(key: str) -> ImageKey:
     if len(parts) == 1:
         return ImageKey(dataset)
     column = unquote(parts[1]) if len(parts) == 3 else None
-    if not (parts[-1].isascii() and parts[-1].isdecimal()):
+    if not (parts[-1].isascii() and parts[-1].isdecimal() and len(parts[-1]) <= _MOST_DIGITS):
         raise InvalidArgument(f"image key {key!r}: row {parts[-1]!r} is not a row number", field="key", value=key)
     return ImageKey(dataset, column, int(parts[-1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from .errors import InvalidArgument
@@ -76,10 +78,17 @@ def apply_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """A TZCYX array seen in ``layout``: a view, never a copy. Axes the layout lacks must have size 1."""
     if layout == AXES:
         return array
+    dropped, order = _steps(layout)
+    squeezed = array.squeeze(dropped)
+    return squeezed if order is None else squeezed.transpose(order)
+
+
+@cache
+def _steps(layout: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The axes to drop, and the order of those left (``None``: as they are). There are 325 layouts."""
     kept = [axis for axis, letter in enumerate(AXES) if letter in layout]
-    squeezed = array.squeeze(tuple(axis for axis in range(5) if axis not in kept))
-    order = [kept.index(AXES.index(letter)) for letter in layout]
-    return squeezed if order == sorted(order) else squeezed.transpose(order)
+    order = tuple(kept.index(AXES.index(letter)) for letter in layout)
+    return tuple(axis for axis in range(5) if axis not in kept), None if order == tuple(sorted(order)) else order
 
 
 def to_axes(array: np.ndarray, layout: str) -> np.ndarray:

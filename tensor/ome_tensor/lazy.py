@@ -13,7 +13,7 @@ from .errors import InvalidArgument
 from .exports import TensorExports
 from .indexing import narrow
 from .layout import normalize_layout
-from .plan import CHANNEL_POLICIES, CHUNK_POLICIES, ResolvedPlan, check_policy
+from .plan import CHANNEL_POLICIES, CHUNK_POLICIES, PLAN_ARGUMENTS, SELECTION_ARGUMENTS, ResolvedPlan, check_policy
 from .selection import as_index
 from .tiling import Order, Tile, Tiling
 from .view import TensorView
@@ -103,23 +103,8 @@ class LazyTensorView(TensorExports):
         chunk_policy: Literal["auto", "combine", "keep"] = "auto",
         channel_policy: Literal["error", "first"] = "error",
     ) -> None:
-        self._open_on(
-            LocalSource(loader, resolver),
-            {
-                "t": t,
-                "z": z,
-                "c": c,
-                "roi": roi,
-                "roi3d": roi3d,
-                "roi_nd": roi_nd,
-                "roi_type": roi_type,
-                "tile": tile,
-                "layout": layout,
-                "dtype": dtype,
-                "chunk_policy": chunk_policy,
-                "channel_policy": channel_policy,
-            },
-        )
+        given = locals()
+        self._open_on(LocalSource(loader, resolver), {name: given[name] for name in PLAN_ARGUMENTS})
 
     def _open_on(self, source: Source, arguments: Arguments) -> None:
         # A plan is deferred, so a list that its owner changes meanwhile must not change it.
@@ -155,17 +140,8 @@ class LazyTensorView(TensorExports):
         tile: tuple[int, int] | Unset | None = UNSET,
     ) -> LazyTensorView:
         """A new lazy view with the named parts replaced; ``None`` means all again."""
-        given = {
-            "t": t,
-            "z": z,
-            "c": c,
-            "roi": roi,
-            "roi3d": roi3d,
-            "roi_nd": roi_nd,
-            "roi_type": roi_type,
-            "tile": tile,
-        }
-        return self._with({name: value for name, value in given.items() if not isinstance(value, Unset)})
+        given = locals()
+        return self._with({name: given[name] for name in SELECTION_ARGUMENTS if not isinstance(given[name], Unset)})
 
     def with_layout(self, layout: str) -> LazyTensorView:
         """A new lazy view in another layout. Raises InvalidArgument for a malformed one."""

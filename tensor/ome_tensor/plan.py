@@ -13,7 +13,11 @@ from .layout import default_layout, drops_channels, normalize_layout, shape_and_
 from .pixel_types import check_dtype
 from .selection import ChunkGrid, Extent, Index, Region, Selection, canonical_index, canonical_region, select
 
-__all__ = ["CHANNEL_POLICIES", "CHUNK_POLICIES", "Plan", "ResolvedPlan", "check_policy"]
+__all__ = ["CHANNEL_POLICIES", "CHUNK_POLICIES", "PLAN_ARGUMENTS", "SELECTION_ARGUMENTS", "Plan", "ResolvedPlan", "check_policy"]
+
+#: TensorView's keyword arguments, apart from where its pixels come from.
+SELECTION_ARGUMENTS = ("t", "z", "c", "roi", "roi3d", "roi_nd", "roi_type", "tile")
+PLAN_ARGUMENTS = (*SELECTION_ARGUMENTS, "layout", "dtype", "chunk_policy", "channel_policy")
 
 CHANNEL_POLICIES = ("error", "first")
 CHUNK_POLICIES = ("auto", "combine", "keep")

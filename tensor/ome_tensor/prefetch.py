@@ -106,9 +106,12 @@ def _fill(source: Iterator[T], depth: int, max_bytes: int | None, size: Callable
     except BaseException as problem:
         error = problem
     finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()
+        try:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+        except BaseException as problem:
+            error = problem if error is None else error
         with shared.changed:
             shared.done = True
             shared.error = error if not shared.stopped else None

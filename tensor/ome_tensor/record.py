@@ -21,6 +21,9 @@ from .selection import ChunkGrid, Extent
 
 __all__ = ["Channel", "ImageMeta", "Record", "first_record", "read_meta"]
 
+#: OME-Arrow's sizes are int32.
+_LARGEST_SIZE = 2**31 - 1
+
 #: One record: a mapping of Python objects, or Arrow's scalar (a mapping too, whose values are Arrow scalars).
 Record: TypeAlias = "Mapping[str, Any] | pa.StructScalar"
 
@@ -159,6 +162,12 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
         size = int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         size = 0
+    if size > _LARGEST_SIZE:
+        raise InvalidRecord(
+            f"{axis} size is too large: pixels_meta.size_{axis} is {value!r}, at most {_LARGEST_SIZE}",
+            field=f"pixels_meta.size_{axis}",
+            value=value,
+        )
     if size <= 0 or size != value:
         raise InvalidRecord(
             f"{axis} size must be positive: pixels_meta.size_{axis} is {value!r}", field=f"pixels_meta.size_{axis}", value=value

@@ -127,7 +127,7 @@ def canonical_index(index: object, axis: str) -> Index:
     if isinstance(index, slice):
         return slice(*(None if part is None else slice_part(part, axis) for part in (index.start, index.stop, index.step)))
     if isinstance(index, range):
-        return as_index(index) if not index or min(index[0], index[-1]) >= 0 else tuple(index)
+        return tuple(index)
     if isinstance(index, np.ndarray) and index.ndim == 1:
         if index.dtype.kind not in "iu" and index.size:
             raise InvalidSelection(f"{axis} indices must be integers, not {index.dtype}", field=axis, value=index)

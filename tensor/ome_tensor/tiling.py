@@ -9,10 +9,12 @@ makes depends only on the length, so shuffling the numbers is shuffling the tile
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -78,10 +80,34 @@ class Tiling:
     pad: float = 0
 
     def __post_init__(self) -> None:
+        # A pad value travels as a double: one that is not is rounded here, on both sides of the wire alike.
+        if isinstance(self.pad, (bool, np.bool_)) or not isinstance(self.pad, (int, float, np.integer, np.floating)):
+            raise InvalidArgument(f"pad must be a real number, not {self.pad!r}", field="pad", value=self.pad)
+        try:
+            object.__setattr__(self, "pad", float(self.pad))
+        except OverflowError:
+            raise InvalidArgument(
+                f"pad must be a real number that fits a double, not {self.pad!r}", field="pad", value=self.pad
+            ) from None
         if self.edge not in EDGES:
             raise InvalidArgument(f"edge must be one of {', '.join(EDGES)}, not {self.edge!r}", field="edge", value=self.edge)
         if self.edge == "pad" and self.kind in ("whole", "time_batches"):
             raise InvalidArgument("edge='pad' is for tiles of one size, not for time batches", field="edge", value=self.edge)
+
+    def pad_value(self, dtype: np.dtype) -> np.ndarray:
+        """The pad value as a scalar array of a view's dtype.
+
+        Raises:
+            InvalidArgument: the dtype is of integers and cannot hold it.
+        """
+        value = self.pad
+        if dtype.kind in "iu":
+            bounds = np.iinfo(dtype)
+            if not (math.isfinite(value) and bounds.min <= int(value) <= bounds.max):
+                raise InvalidArgument(f"pad {value:g} does not fit in {dtype}", field="pad", value=value)
+            return np.array(int(value), dtype)
+        with np.errstate(over="ignore"):  # a float16 has an infinity for what it cannot hold
+            return np.array(value).astype(dtype)
 
     @classmethod
     def time_batches(cls, size: object, edge: Edge = "clip") -> Tiling:
@@ -199,14 +225,9 @@ class TileSequence(Sequence[Tile]):
         self._counts = counts
         self.uniform = uniform
         self.total = counts[0] * counts[1] * counts[2] * counts[3]
-        self._t = selection.t
-        self._permutation: Sequence[int] | None = None
-        if order.shuffle and self.total:
-            if tiling.kind == "time_batches":
-                # Upstream shuffles the time indices and cuts them into batches afterwards.
-                self._t = compact([selection.t[i] for i in permutation(nt, order.seed)])
-            else:
-                self._permutation = permutation(self.total, order.seed)
+        # Made when the first tile is asked for: counting tiles, or refusing them, needs no order.
+        self._shuffled: Sequence[int] | None = None
+        self._shuffled_t: Indices | None = None
         in_shard = max(0, -(-(self.total - order.shard_index) // order.shard_count))
         self._length = max(0, in_shard - order.start)
 
@@ -218,7 +239,11 @@ class TileSequence(Sequence[Tile]):
             raise IndexError(index)
         position = self.order.start + index
         place = self.order.shard_index + position * self.order.shard_count
-        return self.tile(place if self._permutation is None else self._permutation[place], position)
+        if self.order.shuffle and self.tiling.kind != "time_batches":
+            if self._shuffled is None:
+                self._shuffled = permutation(self.total, self.order.seed)
+            place = self._shuffled[place]
+        return self.tile(place, position)
 
     def __iter__(self) -> Iterator[Tile]:
         return map(self.__getitem__, range(self._length))
@@ -232,6 +257,16 @@ class TileSequence(Sequence[Tile]):
             return full
         return min(full[0], nt), min(full[1], nz), nc, min(full[3], h), min(full[4], w)
 
+    @property
+    def _t(self) -> Indices:
+        """The time points as they are cut: upstream shuffles them and then cuts them into batches."""
+        chosen = self.selection.t
+        if not self.order.shuffle or self.tiling.kind != "time_batches":
+            return chosen
+        if self._shuffled_t is None:
+            self._shuffled_t = compact([chosen[i] for i in permutation(len(chosen), self.order.seed)])
+        return self._shuffled_t
+
     def tile(self, number: int, position: int = 0) -> Tile:
         """The tile of that number of the enumeration."""
         rest, ix = divmod(number, self._counts[3])
@@ -241,7 +276,9 @@ class TileSequence(Sequence[Tile]):
         whole = self.selection
         x, y = ix * sw, iy * sh
         w, h = min(sw, whole.w - x), min(sh, whole.h - y)
-        t: Indices = self._t if self._counts[0] == 1 else self._t[it * st : it * st + st]
+        t: Indices = self._t
+        if self._counts[0] != 1:
+            t = t[it * st : it * st + st]
         z: Indices = whole.z if self._counts[1] == 1 else whole.z[iz * sz : iz * sz + sz]
         selection = Selection(t, z, whole.c, whole.x + x, whole.y + y, w, h)
         shape = (len(t), sz, len(whole.c), sh, sw) if self.tiling.edge == "pad" else selection.shape
@@ -249,8 +286,15 @@ class TileSequence(Sequence[Tile]):
 
 
 def permutation(length: int, seed: int | None) -> Sequence[int]:
-    """Numbers 0 to ``length`` - 1 in the order that ``random.Random(seed).shuffle`` gives a list of that length."""
-    numbers = list(range(length))
+    """Numbers 0 to ``length`` - 1 in the order that ``random.Random(seed).shuffle`` gives a list of that length; 8 bytes each."""
+    return _shuffled(length, None) if seed is None else _seeded(length, seed)
+
+
+def _shuffled(length: int, seed: int | None) -> Sequence[int]:
+    numbers = array("q", range(length))
     random.Random(seed).shuffle(numbers)
-    # 8 bytes each from here on instead of an object each.
-    return array("q", numbers)
+    return numbers
+
+
+# Every shard and every resumed read of an epoch asks for the same order.
+_seeded = lru_cache(maxsize=4)(_shuffled)

@@ -67,22 +67,8 @@ class TensorView(TensorExports):
         chunk_policy: Literal["auto", "combine", "keep"] = "auto",
         channel_policy: Literal["error", "first"] = "error",
     ) -> None:
+        plan = Plan.of(locals())
         check_policy(chunk_policy, "chunk_policy", CHUNK_POLICIES)
-        plan = Plan.of(
-            {
-                "t": t,
-                "z": z,
-                "c": c,
-                "roi": roi,
-                "roi3d": roi3d,
-                "roi_nd": roi_nd,
-                "roi_type": roi_type,
-                "tile": tile,
-                "layout": layout,
-                "dtype": dtype,
-                "channel_policy": channel_policy,
-            }
-        )
         stored = pixels_of(data)
         pixels: Pixels = stored if plane_loader is None else LoadedPlanes(stored.meta, plane_loader, lambda: stored)
         meta = stored.meta
@@ -220,7 +206,7 @@ class TensorView(TensorExports):
 def gather_tile(pixels: Pixels, tile: Tile, tiling: Tiling, out: np.ndarray) -> None:
     """Write one tile into ``out``, a TZCYX array of the tile's shape, padding included."""
     if tile.is_padded:
-        out[...] = np.asarray(tiling.pad).astype(out.dtype)
+        out[...] = tiling.pad_value(out.dtype)
         s = tile.selection
         out = out[:, : len(s.z), :, : s.h, : s.w]
     pixels.gather(tile.selection, out)
@@ -233,7 +219,7 @@ def gather_slab(pixels: Pixels, tile: Tile, tiling: Tiling, slab: Slab, out: np.
         max(0, min(length, size - first)) for first, length, size in zip(slab.origin, slab.shape, s.shape, strict=True)
     )
     if counts != slab.shape:
-        out[...] = np.asarray(tiling.pad).astype(out.dtype)
+        out[...] = tiling.pad_value(out.dtype)
         out = out[tuple(slice(count) for count in counts)]
     t, z, c, y, x = slab.origin
     nt, nz, nc, h, w = counts

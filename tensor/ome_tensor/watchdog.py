@@ -1,0 +1,71 @@
+"""Ending what waits too long: one thread looks after everything that may wait, and ends when there is nothing left to look after."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from typing import Protocol
+
+__all__ = ["Watchdog"]
+
+
+class Waiting(Protocol):
+    """Something that waits at times, on another thread.
+
+    Attributes:
+        waiting_since: ``time.monotonic()`` when it began to wait; ``None`` while it does not.
+    """
+
+    waiting_since: float | None
+
+    def expire(self) -> None:
+        """Called on the watchdog's thread when a wait has lasted too long; must end it, and must not block."""
+
+
+class Watchdog:
+    """Expires what waits longer than ``timeout``; late by up to a quarter of it, or a second.
+
+    Cheaper than a timer a wait: to begin and to end one is to set an attribute.
+
+    Args:
+        timeout: Seconds.
+        name: The thread's name.
+    """
+
+    def __init__(self, timeout: float, name: str) -> None:
+        self.timeout = timeout
+        self._name = name
+        self._interval = min(1.0, timeout / 4)
+        self._items: weakref.WeakSet[Waiting] = weakref.WeakSet()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, item: Waiting) -> None:
+        """Look after an item, as long as it lives or until it is forgotten."""
+        with self._changed:
+            self._items.add(item)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def forget(self, item: Waiting) -> None:
+        """Look after it no more."""
+        with self._changed:
+            self._items.discard(item)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._items:
+                    self._thread = None
+                    return
+                self._changed.wait(self._interval)
+                items = list(self._items)
+            now = time.monotonic()
+            for item in items:
+                since = item.waiting_since
+                if since is not None and now - since > self.timeout:
+                    item.expire()
+            del items
