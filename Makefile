@@ -38,8 +38,8 @@ fmt: $(VENV)/.stamp-check ## mend what ruff can mend, and format
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: $(VENV)/.stamp-test ## measure the engine against upstream and against NumPy
-	$(BIN)/python -m benchmarks.engine $(BENCH_ARGS)
+bench: $(VENV)/.stamp-test ## measure the engine against upstream and NumPy, the stream, and the import
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: proto
 proto: .venv-proto/.stamp-$(GRPC_TOOLS) ## regenerate the code of the wire contract

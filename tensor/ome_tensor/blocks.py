@@ -5,6 +5,7 @@ Three payloads: Arrow lists of numbers, bytes with a dtype and perhaps a compres
 
 from __future__ import annotations
 
+import array as packed
 import itertools
 import threading
 from collections import OrderedDict
@@ -13,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .errors import InvalidRecord, LimitExceeded
 from .pixel_types import payload_dtype
@@ -217,7 +217,7 @@ def _dictionary(chunks: pa.StructArray, name: str, names: set[str], parse: Any) 
     if name not in names or chunks.field(name).type == pa.null():
         return [parse(None)], np.zeros(len(chunks), np.int64)
     # Nulls become a value of their own: "no compression", "the image's dtype".
-    encoded = pc.dictionary_encode(chunks.field(name).cast(pa.string()), null_encoding="encode")
+    encoded = chunks.field(name).cast(pa.string()).dictionary_encode(null_encoding="encode")
     return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(
         np.int64
     )
@@ -261,17 +261,31 @@ class ObjectPayload:
             one = pa.array([{"pixel_bytes": raw, "dtype": entry.get("dtype"), "compression": entry.get("compression")}])
             return BytesPayload(one, self._fallback, self._cache).values(0, expected)
         try:
-            array = np.asarray(entry.get("pixels")).reshape(-1)
+            values = _numbers(entry.get("pixels")).reshape(-1)
         except (TypeError, ValueError):
-            array = np.empty(0, object)
-        if array.dtype.kind not in "biufc":
+            values = np.empty(0, object)
+        if values.dtype.kind not in "biufc":
             raise InvalidRecord(
                 f"{self._what}[{block}].pixels is not a sequence of numbers", field=f"{self._what}[{block}].pixels"
             )
-        return array
+        return values
 
     def addresses(self) -> None:
         return None
+
+
+#: Views of blocks that one index remembers, some 250 bytes each.
+_ARRAYS_KEPT = 65_536
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """A dict's pixels as an array. A list of integers is by far the usual case, and half again as fast through ``array``."""
+    if isinstance(values, list):
+        try:
+            return np.frombuffer(packed.array("q", values), np.int64)
+        except (TypeError, OverflowError):
+            pass  # Nested, floats, or beyond 64 bits: NumPy's to judge.
+    return np.asarray(values)
 
 
 class Blocks:
@@ -288,6 +302,9 @@ class Blocks:
         self.what = what
         self.t, self.z, self.c, self.y, self.x, self.nz, self.ny, self.nx = (geometry[name] for name in _GEOMETRY)
         self.payload = payload
+        # Views of stored memory whose length has been checked; decompressed chunks are the cache's to keep or to forget.
+        self._arrays: dict[int, np.ndarray] = {}
+        self._keeps = payload.addresses() is not None
 
     def __len__(self) -> int:
         return len(self.t)
@@ -331,7 +348,12 @@ class Blocks:
 
     def array(self, block: int) -> np.ndarray:
         """A block as a (Z, Y, X) array on the stored memory."""
-        return self.flat(block).reshape(self.nz[block], self.ny[block], self.nx[block])
+        array = self._arrays.get(block)
+        if array is None:
+            array = self.flat(block).reshape(self.nz[block], self.ny[block], self.nx[block])
+            if self._keeps and len(self._arrays) < _ARRAYS_KEPT:
+                self._arrays[block] = array
+        return array
 
     def check_geometry(self, meta: ImageMeta) -> None:
         """InvalidRecord where a block lies outside the image: it could not be placed, and a block elsewhere may be what is missing."""

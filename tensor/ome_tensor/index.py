@@ -148,7 +148,7 @@ class PixelIndex:
                 for gz, z_to, z_from in z_runs:
                     for gy, y_to, y_from in y_runs:
                         for gx, x_to, x_from in x_runs:
-                            block = plane_cells[gz, gy, gx]
+                            block = plane_cells.item(gz, gy, gx)
                             if block < 0:
                                 self._missing(t, gz * nz + z_from.start, c, gy * ny, gx * nx)
                             out[it, z_to, ic, y_to, x_to] = array(block)[z_from, y_from, x_from]

@@ -9,7 +9,7 @@ import numpy as np
 from .errors import InvalidArgument
 from .selection import Selection
 
-__all__ = ["AXES", "apply_layout", "default_layout", "normalize_layout", "shape_and_strides"]
+__all__ = ["AXES", "apply_layout", "check_layout", "default_layout", "normalize_layout", "shape_and_strides"]
 
 AXES = "TZCHW"
 _ALIASES = str.maketrans({"Y": "H", "X": "W"})
@@ -49,6 +49,20 @@ def drops_channels(selection: Selection, layout: str, channel_policy: str) -> bo
     return channel_policy == "first" and "C" not in layout and len(selection.c) > 1
 
 
+def check_layout(selection: Selection, layout: str, channel_policy: str) -> None:
+    """InvalidArgument where the layout drops an axis of another size than 1."""
+    dropped = _steps(layout)[0]
+    if not dropped:
+        return
+    shape = selection.shape
+    for axis in dropped:
+        letter = AXES[axis]
+        if shape[axis] != 1 and not (letter == "C" and drops_channels(selection, layout, channel_policy)):
+            raise InvalidArgument(
+                f"layout '{layout}' drops non-singleton dimension '{letter}' of size {shape[axis]}.", field="layout", value=layout
+            )
+
+
 def shape_and_strides(
     selection: Selection, layout: str, itemsize: int, channel_policy: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -57,19 +71,11 @@ def shape_and_strides(
     Raises:
         InvalidArgument: the layout drops an axis of another size than 1.
     """
+    check_layout(selection, layout, channel_policy)
     shape = selection.shape
     strides = [itemsize] * 5
     for axis in (3, 2, 1, 0):
         strides[axis] = strides[axis + 1] * shape[axis + 1]
-    for axis, letter in enumerate(AXES):
-        if (
-            letter not in layout
-            and shape[axis] != 1
-            and not (letter == "C" and drops_channels(selection, layout, channel_policy))
-        ):
-            raise InvalidArgument(
-                f"layout '{layout}' drops non-singleton dimension '{letter}' of size {shape[axis]}.", field="layout", value=layout
-            )
     axes = [AXES.index(letter) for letter in layout]
     return tuple(shape[axis] for axis in axes), tuple(strides[axis] for axis in axes)
 
@@ -91,10 +97,14 @@ def _steps(layout: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     return tuple(axis for axis in range(5) if axis not in kept), None if order == tuple(sorted(order)) else order
 
 
+@cache
+def _back(layout: str) -> tuple[tuple[int, ...], tuple[slice | None, ...]]:
+    """The order that sorts a layout's axes as TZCYX, and the index that puts in those it lacks."""
+    order = tuple(sorted(range(len(layout)), key=lambda i: AXES.index(layout[i])))
+    return order, tuple(slice(None) if letter in layout else None for letter in AXES)
+
+
 def to_axes(array: np.ndarray, layout: str) -> np.ndarray:
     """The inverse of :func:`apply_layout`: an array in ``layout`` seen as TZCYX, so that it can be gathered into."""
-    if layout == AXES:
-        return array
-    order = sorted(range(len(layout)), key=lambda i: AXES.index(layout[i]))
-    missing = tuple(axis for axis, letter in enumerate(AXES) if letter not in layout)
-    return np.expand_dims(array.transpose(order), missing)
+    order, places = _back(layout)
+    return array.transpose(order)[places]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InvalidArgument
-from .layout import default_layout, drops_channels, normalize_layout, shape_and_strides
+from .layout import check_layout, default_layout, drops_channels, normalize_layout, shape_and_strides
 from .pixel_types import check_dtype
 from .selection import ChunkGrid, Extent, Index, Region, Selection, canonical_index, canonical_region, select
 
@@ -138,5 +138,5 @@ class ResolvedPlan:
 
     def check(self) -> ResolvedPlan:
         """Itself, or InvalidArgument where layout and selection do not fit."""
-        shape_and_strides(self.selection, self.layout, self.dtype.itemsize, self.channel_policy)
+        check_layout(self.selection, self.layout, self.channel_policy)
         return self

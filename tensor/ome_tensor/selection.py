@@ -314,6 +314,8 @@ def as_index(indices: Indices) -> slice | tuple[int, ...]:
     """The inverse of fitting: chosen (non-negative) positions as a canonical index; a range becomes a slice."""
     if isinstance(indices, tuple):
         return indices
+    if indices.step == 1:
+        return slice(indices.start, indices.stop, 1)
     stop = indices[-1] + indices.step if indices else indices.start
     return slice(indices.start, None if stop < 0 else stop, indices.step)
 

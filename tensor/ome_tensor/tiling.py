@@ -274,12 +274,12 @@ class TileSequence(Sequence[Tile]):
         it, iz = divmod(rest, self._counts[1])
         st, sz, sh, sw = self._sizes
         whole = self.selection
+        whole_t, whole_z = len(whole.t), len(whole.z)
         x, y = ix * sw, iy * sh
         w, h = min(sw, whole.w - x), min(sh, whole.h - y)
-        t: Indices = self._t
-        if self._counts[0] != 1:
-            t = t[it * st : it * st + st]
-        z: Indices = whole.z if self._counts[1] == 1 else whole.z[iz * sz : iz * sz + sz]
+        # An axis that is not cut is left as it is: the usual case, and slicing costs.
+        t: Indices = self._t if st >= whole_t else self._t[it * st : it * st + st]
+        z: Indices = whole.z if sz >= whole_z else whole.z[iz * sz : iz * sz + sz]
         selection = Selection(t, z, whole.c, whole.x + x, whole.y + y, w, h)
         shape = (len(t), sz, len(whole.c), sh, sw) if self.tiling.edge == "pad" else selection.shape
         return Tile(position, number, selection, shape)

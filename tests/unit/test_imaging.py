@@ -217,7 +217,7 @@ def test_targets(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["", "a", ":1", "a:", "a:0", "a:65536", "a:b", "::1:5", "a:-1", "http://a", "a:٣"])
 def test_what_is_no_target(target: str) -> None:
-    with pytest.raises(InvalidArgument, match="TARGET must be HOST:PORT"):
+    with pytest.raises(InvalidArgument, match="target must be HOST:PORT"):
         checked_target(target)
 
 
