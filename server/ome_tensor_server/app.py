@@ -104,6 +104,11 @@ class TensorServer:
         host, _ = split_address(self.settings.listen)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    @property
+    def free_reads(self) -> int:
+        """Reads that could be taken on now."""
+        return self._service.free_reads
+
     def start(self) -> str:
         """Bind and answer; calls about data are refused as UNAVAILABLE until :meth:`load` is through. Gives the bound address.
 

@@ -51,7 +51,8 @@ class TensorService:
     def __init__(self, settings: Settings) -> None:
         self.catalogue: Catalogue | None = None
         self._settings = settings
-        self._reads = threading.BoundedSemaphore(settings.max_concurrent_reads)
+        self._reading = 0
+        self._lock = threading.Lock()
 
     @property
     def methods(self) -> Mapping[str, Handler]:
@@ -142,16 +143,25 @@ class TensorService:
     def read_tiles(self, request: pb.ReadTilesRequest, call: Call) -> Iterator[bytes]:
         """The tiles of a view, as message bytes."""
         check_built(request)
-        if not self._reads.acquire(blocking=False):
-            raise Overloaded(
-                f"this server serves {self._settings.max_concurrent_reads} reads at once, and all are taken; try again later",
-                field="max_concurrent_reads",
-                value=self._settings.max_concurrent_reads,
-            )
+        with self._lock:
+            if self._reading >= self._settings.max_concurrent_reads:
+                raise Overloaded(
+                    f"this server serves {self._settings.max_concurrent_reads} reads at once, and all are taken; try again later",
+                    field="max_concurrent_reads",
+                    value=self._settings.max_concurrent_reads,
+                )
+            self._reading += 1
         try:
             yield from self._read(request, call).messages(call, self._settings)
         finally:
-            self._reads.release()
+            with self._lock:
+                self._reading -= 1
+
+    @property
+    def free_reads(self) -> int:
+        """Reads that could be taken on now."""
+        with self._lock:
+            return self._settings.max_concurrent_reads - self._reading
 
     def _read(self, request: pb.ReadTilesRequest, call: Call) -> TileRead:
         image, view, resolved, arrow = self._view(request.keys[0], request.view, call)

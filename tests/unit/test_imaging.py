@@ -17,9 +17,9 @@ from ome_tensor.record import Channel, ImageMeta
 from ome_tensor.selection import Extent
 from ome_tensor_client import imaging
 from ome_tensor_client.cli_arguments import parse_index, parse_numbers
-from ome_tensor_client.options import checked_target
 from ome_tensor_client.cli_output import printable
 from ome_tensor_client.files import Blocks, project, write_npy
+from ome_tensor_client.options import checked_target
 
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
 
