@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +145,10 @@ def test_settings_cannot_be_changed() -> None:
     """They are handed down, not consulted."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().max_tiles = 1  # type: ignore[misc]
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """And none that there is not."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = re.findall(r"^\| `(OME_TENSOR_\w+)` \|", readme, re.MULTILINE)
+    assert sorted(listed) == sorted(variable(field.name) for field in dataclasses.fields(Settings))
