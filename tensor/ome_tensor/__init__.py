@@ -8,6 +8,7 @@ and the same iteration. Axis order is TZCYX; a ROI is ``(x, y, w, h)``.
     >>> view.to_torch(mode="numpy")                                 # doctest: +SKIP
 """
 
+from .batches import BatchArray
 from .errors import (
     BrokenStream,
     Cancelled,
@@ -24,16 +25,18 @@ from .errors import (
     NotSupported,
     OmeTensorError,
     Overloaded,
+    Rebalance,
     ServerError,
     Unavailable,
 )
-from .exports import TileArray
 from .handoff import DLPackTensor
+from .iteration import TileArray
 from .lazy import LazyTensorView
 from .record import Channel, ImageMeta
 from .view import TensorView
 
 __all__ = [
+    "BatchArray",
     "BrokenStream",
     "Cancelled",
     "Channel",
@@ -53,6 +56,7 @@ __all__ = [
     "NotSupported",
     "OmeTensorError",
     "Overloaded",
+    "Rebalance",
     "ServerError",
     "TensorView",
     "TileArray",

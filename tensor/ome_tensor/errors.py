@@ -28,6 +28,7 @@ __all__ = [
     "OmeTensorError",
     "Overloaded",
     "Reason",
+    "Rebalance",
     "ServerError",
     "Unavailable",
 ]
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     DATASET_CHANGED = "DATASET_CHANGED"
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     OVERLOADED = "OVERLOADED"
+    REBALANCE = "REBALANCE"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     UNAVAILABLE = "UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -135,6 +137,12 @@ class Overloaded(OmeTensorError, RuntimeError):
     """The server has no room for the call now; the same call may succeed later."""
 
     reason = Reason.OVERLOADED
+
+
+class Rebalance(OmeTensorError, ConnectionError):
+    """Another worker of the same server has less to do: connect anew. A client does so by itself."""
+
+    reason = Reason.REBALANCE
 
 
 class NotSupported(OmeTensorError, NotImplementedError):

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from .batches import BatchArray
 from .errors import InvalidArgument
 from .exports import TensorExports
 from .indexing import narrow
@@ -225,3 +226,7 @@ class LazyTensorView(TensorExports):
         # Flat stored values cannot be cut from collected pixels: only the source knows the blocks.
         source = self._open() if arrow or self._collected is None else self._collected
         return source._tiles(tiling, order, contiguous=contiguous, prefetch=prefetch, arrow=arrow)
+
+    def _batches(self, tiling: Tiling, order: Order, size: int, *, contiguous: bool, prefetch: int) -> Iterator[BatchArray]:
+        source = self._open() if self._collected is None else self._collected
+        return source._batches(tiling, order, size, contiguous=contiguous, prefetch=prefetch)

@@ -21,10 +21,11 @@ import numpy as np
 
 from .errors import InvalidArgument
 from .selection import Indices, Selection, compact
+from .windows import MAX_SIZE, Origins, PlacedWindows
 
 __all__ = ["MAX_SEED", "Order", "Tile", "TileSequence", "Tiling", "check_seed"]
 
-TilingKind: TypeAlias = Literal["whole", "time_batches", "tiles", "tiles_3d"]
+TilingKind: TypeAlias = Literal["whole", "time_batches", "tiles", "tiles_3d", "windows"]
 Edge: TypeAlias = Literal["clip", "pad", "drop"]
 
 EDGES: tuple[Edge, ...] = ("clip", "pad", "drop")
@@ -65,10 +66,12 @@ class Tiling:
 
     Attributes:
         kind: ``whole``: one tile; ``time_batches``: ``t`` time indices each; ``tiles``: ``h`` x ``w`` pixels with all t, z, c;
-            ``tiles_3d``: ``z`` x ``h`` x ``w`` for one t with all c.
-        t, z, h, w: Sizes in elements, as far as the kind uses them.
-        edge: What happens to tiles that stick out: ``clip`` them, ``pad`` them to full size, or ``drop`` them. Time batches cannot be padded.
+            ``tiles_3d``: ``z`` x ``h`` x ``w`` for one t with all c; ``windows``: one size at listed origins, with all c.
+        t, z, h, w: Sizes in elements, as far as the kind uses them. Windows at ``(y, x)`` have all t and z, and 0 here.
+        edge: What happens to tiles that stick out: ``clip`` them, ``pad`` them to full size, or ``drop`` them. Time batches cannot be padded;
+            windows are padded or, with ``clip``, refused where one sticks out.
         pad: The value to pad with.
+        origins: Where the windows begin.
     """
 
     kind: TilingKind = "whole"
@@ -78,6 +81,7 @@ class Tiling:
     w: int = 0
     edge: Edge = "clip"
     pad: float = 0
+    origins: Origins | None = None
 
     def __post_init__(self) -> None:
         # A pad value travels as a double: one that is not is rounded here, on both sides of the wire alike.
@@ -93,6 +97,8 @@ class Tiling:
             raise InvalidArgument(f"edge must be one of {', '.join(EDGES)}, not {self.edge!r}", field="edge", value=self.edge)
         if self.edge == "pad" and self.kind in ("whole", "time_batches"):
             raise InvalidArgument("edge='pad' is for tiles of one size, not for time batches", field="edge", value=self.edge)
+        if self.edge == "drop" and self.kind == "windows":
+            raise InvalidArgument("edge='drop' is not for windows: they are listed one by one", field="edge", value=self.edge)
 
     def pad_value(self, dtype: np.dtype) -> np.ndarray:
         """The pad value as a scalar array of a view's dtype.
@@ -125,6 +131,26 @@ class Tiling:
         """Tiles of ``(z, h, w)`` elements."""
         z, h, w = _sizes(size, 3, "tile_size", "tile_size must be (tile_z, tile_h, tile_w)", "tile_size entries must be positive")
         return cls("tiles_3d", z=z, h=h, w=w, edge=edge, pad=pad)
+
+    @classmethod
+    def windows(cls, origins: object, size: object, edge: Edge = "clip", pad: float = 0) -> Tiling:
+        """Windows of one size at listed origins, in image coordinates.
+
+        Args:
+            origins: Integers of shape (N, 2), ``(y, x)``: windows with all selected t and z; or (N, 4), ``(t, z, y, x)``.
+            size: ``(h, w)``; with (N, 4) origins also ``(z, h, w)`` or ``(t, z, h, w)``, otherwise of one t and one z.
+            edge: ``clip``: every window must lie inside the view; ``pad``: it may stick out along z, y and x.
+            pad: The value to pad with.
+        """
+        listed = Origins.of(origins)
+        form = "size must be (h, w)" if listed.planar else "size must be (h, w), (z, h, w) or (t, z, h, w)"
+        count = len(size) if isinstance(size, (Sequence, np.ndarray)) else 0
+        wanted = count if count in ((2,) if listed.planar else (2, 3, 4)) else 2
+        entries = _sizes(size, wanted, "size", form, "size entries must be positive")
+        if max(entries) > MAX_SIZE:
+            raise InvalidArgument(f"size entries must be below 2**31: {max(entries)}", field="size", value=max(entries))
+        t, z = (0, 0) if listed.planar else (1, 1, *entries[:-2])[-2:]
+        return cls("windows", t=t, z=z, h=entries[-2], w=entries[-1], edge=edge, pad=pad, origins=listed)
 
 
 def _sizes(size: object, count: int, name: str, form: str, complaint: str) -> tuple[int, ...]:
@@ -172,12 +198,24 @@ class Tile:
         number: Its number in the row-major enumeration after the edge policy; the same in every order and shard.
         selection: Its pixels, in image coordinates, clipped to the view.
         shape: (T, Z, C, H, W) as delivered: the selection's, or the full size where padded.
+        inset: Where along Z, Y and X of the delivered block the pixels begin: not at 0 only in a window that begins before the view.
+        listed: A window's origin as it was listed; ``None`` of other tiles.
     """
 
     position: int
     number: int
     selection: Selection
     shape: tuple[int, int, int, int, int]
+    inset: tuple[int, int, int] = (0, 0, 0)
+    listed: tuple[int, int, int, int] | None = None
+
+    @property
+    def origin(self) -> tuple[int, int, int, int]:
+        """``(t, z, y, x)`` of the delivered block's first element, in image coordinates; -1 on an axis with nothing selected."""
+        if self.listed is not None:
+            return self.listed
+        s = self.selection
+        return (s.t[0] if s.t else -1), (s.z[0] if s.z else -1), s.y, s.x
 
     @property
     def is_padded(self) -> bool:
@@ -209,8 +247,9 @@ class TileSequence(Sequence[Tile]):
             "time_batches": (tiling.t, nz, h, w),
             "tiles": (nt, nz, tiling.h, tiling.w),
             "tiles_3d": (1, tiling.z, tiling.h, tiling.w),
+            "windows": (tiling.t or nt, tiling.z or nz, tiling.h, tiling.w),
         }[tiling.kind]
-        cut = {"whole": "", "time_batches": "t", "tiles": "yx", "tiles_3d": "tzyx"}[tiling.kind]
+        cut = {"whole": "", "time_batches": "t", "tiles": "yx", "tiles_3d": "tzyx", "windows": ""}[tiling.kind]
         counts = []
         uniform = True
         for axis, length, size in zip("tzyx", (nt, nz, h, w), sizes, strict=True):
@@ -221,6 +260,10 @@ class TileSequence(Sequence[Tile]):
             else:
                 counts.append(-(-length // size))
                 uniform = uniform and (tiling.edge == "pad" or length % size == 0 or (length < size and tiling.edge == "clip"))
+        self._windows: PlacedWindows | None = None
+        if tiling.origins is not None:
+            self._windows = PlacedWindows(tiling.origins, sizes, selection, tiling.edge == "pad")
+            counts[3] = len(tiling.origins)
         self._sizes = sizes
         self._counts = counts
         self.uniform = uniform
@@ -239,14 +282,43 @@ class TileSequence(Sequence[Tile]):
             raise IndexError(index)
         position = self.order.start + index
         place = self.order.shard_index + position * self.order.shard_count
-        if self.order.shuffle and self.tiling.kind != "time_batches":
-            if self._shuffled is None:
-                self._shuffled = permutation(self.total, self.order.seed)
-            place = self._shuffled[place]
-        return self.tile(place, position)
+        return self.tile(place if self._permuted is None else self._permuted[place], position)
 
     def __iter__(self) -> Iterator[Tile]:
         return map(self.__getitem__, range(self._length))
+
+    @property
+    def _permuted(self) -> Sequence[int] | None:
+        """The order of the tiles' numbers, where it is not that of the enumeration."""
+        if self._shuffled is None and self.order.shuffle and self.tiling.kind != "time_batches":
+            self._shuffled = permutation(self.total, self.order.seed)
+        return self._shuffled
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """The numbers of up to ``count`` tiles from index ``first`` on: what their :attr:`Tile.number` are."""
+        order = self.order
+        positions = np.arange(order.start + first, order.start + min(first + count, self._length), dtype=np.int64)
+        places = order.shard_index + positions * order.shard_count
+        permuted = self._permuted
+        return places if permuted is None else np.frombuffer(permuted, np.int64)[places]  # type: ignore[call-overload]
+
+    def table(self, numbers: np.ndarray) -> np.ndarray:
+        """Of each numbered tile its :attr:`Tile.origin` (t, z, y, x), and how many z, y and x of it are of the view. (n, 7), int64."""
+        if self._windows is not None:
+            return self._windows.table(numbers)
+        whole = self.selection
+        st, sz, sh, sw = self._sizes
+        rest, ix = np.divmod(numbers, self._counts[3])
+        rest, iy = np.divmod(rest, self._counts[2])
+        it, iz = np.divmod(rest, self._counts[1])
+        table = np.empty((len(numbers), 7), np.int64)
+        for column, indices, size, place in ((0, self._t, st, it), (1, whole.z, sz, iz)):
+            table[:, column] = np.asarray(indices[:: max(size, 1)], np.int64)[place] if indices else -1
+        table[:, 2] = whole.y + iy * sh
+        table[:, 3] = whole.x + ix * sw
+        for column, length, size, place in ((4, len(whole.z), sz, iz), (5, whole.h, sh, iy), (6, whole.w, sw, ix)):
+            table[:, column] = np.minimum(size, length - place * size)
+        return table
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -269,6 +341,10 @@ class TileSequence(Sequence[Tile]):
 
     def tile(self, number: int, position: int = 0) -> Tile:
         """The tile of that number of the enumeration."""
+        if self._windows is not None:
+            window, inset, origin = self._windows.place(number)
+            full = (self._sizes[0], self._sizes[1], len(window.c), self._sizes[2], self._sizes[3])
+            return Tile(position, number, window, full, inset, origin)
         rest, ix = divmod(number, self._counts[3])
         rest, iy = divmod(rest, self._counts[2])
         it, iz = divmod(rest, self._counts[1])

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 
+from .batches import BatchArray, batch_in_layout, batch_to_axes
 from .errors import InvalidArgument
 from .exports import TensorExports, in_layout
 from .indexing import narrow
@@ -190,6 +191,27 @@ class TensorView(TensorExports):
             found = ((tile, self._read_tile(tile, tiling, contiguous)) for tile in tiles)
         return Prefetcher(found, prefetch) if prefetch else found
 
+    def _batches(self, tiling: Tiling, order: Order, size: int, *, contiguous: bool, prefetch: int) -> Iterator[BatchArray]:
+        tiles = TileSequence(self._resolved.shown, tiling, order)
+        found = (self._read_batch(tiles, first, size, contiguous) for first in range(0, len(tiles), size))
+        return Prefetcher(found, prefetch) if prefetch else found
+
+    def _read_batch(self, tiles: TileSequence, first: int, size: int, contiguous: bool) -> BatchArray:
+        """One batch in fresh memory; every tile is written once, where it stays."""
+        layout, dtype = self._resolved.layout, self._resolved.dtype
+        numbers = tiles.numbers(first, size)
+        if contiguous:
+            letters = dict(zip("TZCHW", tiles.tile(0).shape, strict=True))
+            array = np.empty((len(numbers), *(letters[letter] for letter in layout)), dtype)
+            targets = batch_to_axes(array, layout)
+        else:
+            targets = np.empty((len(numbers), *tiles.tile(0).shape), dtype)
+            array = batch_in_layout(targets, layout, contiguous)
+        for number, target in zip(numbers.tolist(), targets, strict=True):
+            gather_tile(self._pixels, tiles.tile(number), tiles.tiling, target)
+        table = tiles.table(numbers)
+        return BatchArray(array, numbers, tiles.order.start + first, table[:, :4], table[:, 4:])
+
     def _read_tile(self, tile: Tile, tiling: Tiling, contiguous: bool) -> np.ndarray:
         """One tile in fresh memory; written once, in the order in which it is handed out."""
         layout, dtype = self._resolved.layout, self._resolved.dtype
@@ -208,21 +230,26 @@ def gather_tile(pixels: Pixels, tile: Tile, tiling: Tiling, out: np.ndarray) -> 
     """Write one tile into ``out``, a TZCYX array of the tile's shape, padding included."""
     if tile.is_padded:
         out[...] = tiling.pad_value(out.dtype)
-        s = tile.selection
-        out = out[:, : len(s.z), :, : s.h, : s.w]
+        s, (z, y, x) = tile.selection, tile.inset
+        out = out[:, z : z + len(s.z), :, y : y + s.h, x : x + s.w]
     pixels.gather(tile.selection, out)
 
 
 def gather_slab(pixels: Pixels, tile: Tile, tiling: Tiling, slab: Slab, out: np.ndarray) -> None:
     """Write one slab of a tile into ``out``, a TZCYX array of the slab's shape, padding included."""
     s = tile.selection
+    inset = (0, tile.inset[0], 0, *tile.inset[1:])
+    # Where the slab and the tile's pixels meet, counted in the slab and in the pixels.
+    begins = [max(0, before - first) for first, before in zip(slab.origin, inset, strict=True)]
+    firsts = [max(0, first - before) for first, before in zip(slab.origin, inset, strict=True)]
     counts = tuple(
-        max(0, min(length, size - first)) for first, length, size in zip(slab.origin, slab.shape, s.shape, strict=True)
+        max(0, min(length - begin, size - first))
+        for begin, first, length, size in zip(begins, firsts, slab.shape, s.shape, strict=True)
     )
     if counts != slab.shape:
         out[...] = tiling.pad_value(out.dtype)
-        out = out[tuple(slice(count) for count in counts)]
-    t, z, c, y, x = slab.origin
+        out = out[tuple(slice(begin, begin + count) for begin, count in zip(begins, counts, strict=True))]
+    t, z, c, y, x = firsts
     nt, nz, nc, h, w = counts
     if out.size:
         pixels.gather(Selection(s.t[t : t + nt], s.z[z : z + nz], s.c[c : c + nc], s.x + x, s.y + y, w, h), out)

@@ -1,0 +1,279 @@
+"""How a record's blocks store their pixels: Arrow lists of numbers, bytes with a dtype and perhaps a compression, the Python sequences of a dict."""
+
+from __future__ import annotations
+
+import array as packed
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import InvalidRecord, LimitExceeded
+from .pixel_types import payload_dtype
+
+__all__ = ["BytesPayload", "ChunkCache", "ListPayload", "ObjectPayload", "Payload"]
+
+# Codecs with a framing that tells where the data ends: of others Arrow cannot say whether a payload was too short.
+_CODECS = frozenset({"brotli", "bz2", "gzip", "lz4", "zstd"})
+
+
+class ChunkCache:
+    """Decompressed chunks, least recently used out first; shared by the indexes it is handed to.
+
+    Args:
+        max_bytes: Bound on the bytes kept. A chunk larger than this is decompressed anew each time.
+        max_chunk_bytes: Largest chunk that is decompressed at all, or ``None``: a few stored bytes can claim to be any size.
+    """
+
+    def __init__(self, max_bytes: int = 64 << 20, max_chunk_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.max_chunk_bytes = max_chunk_bytes
+        self.nbytes = 0
+        self._entries: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._owners = itertools.count()
+        # Threads that want the same chunk wait for the one that decompresses it; a few locks serve all chunks.
+        self._busy = [threading.Lock() for _ in range(16)]
+
+    def busy(self, key: tuple[int, int]) -> threading.Lock:
+        """Held while the chunk of that key is being decompressed."""
+        return self._busy[hash(key) % len(self._busy)]
+
+    def new_owner(self) -> int:
+        """A number no other index uses in this cache."""
+        return next(self._owners)
+
+    def get(self, key: tuple[int, int]) -> np.ndarray | None:
+        """The chunk of ``(owner, block)``, or ``None``."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+            return entry
+
+    def put(self, key: tuple[int, int], chunk: np.ndarray) -> None:
+        """Keep a chunk, forgetting old ones to stay inside the bound."""
+        with self._lock:
+            if chunk.nbytes > self.max_bytes or key in self._entries:
+                return
+            self._entries[key] = chunk
+            self.nbytes += chunk.nbytes
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+
+class Payload(Protocol):
+    """The pixels of all blocks, by block number."""
+
+    #: Dtype of the stored values where all blocks share one, else ``None``.
+    dtype: np.dtype | None
+    #: Whether pixels are stored as bytes, so that there are no Arrow values to hand out.
+    bytes_backed: bool
+
+    def length(self, block: int) -> int | None:
+        """Number of stored values, or ``None`` where only decoding can tell."""
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        """The stored values as a 1-D array of any length; ``expected`` is what the geometry wants."""
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where all blocks lie in one typed memory: ``(uint8 memory, byte offset of each block)``; ``None`` where they do not."""
+
+
+class ListPayload:
+    """Pixels in an Arrow list column: one flat array, offsets into it."""
+
+    bytes_backed = False
+
+    def __init__(self, lists: pa.Array, what: str) -> None:
+        values, offsets = _flatten(lists, what)
+        first, last = int(offsets[0]), int(offsets[-1])
+        values = values.slice(first, last - first)
+        if values.null_count:
+            raise InvalidRecord(f"{what} hold {values.null_count} null pixels", field=what)
+        self.flat: np.ndarray = values.to_numpy(zero_copy_only=False)
+        if self.flat.dtype.kind not in "biufc":
+            raise InvalidRecord(f"{what} are not numbers but {values.type}", field=what, value=str(values.type))
+        self._offsets = offsets - first
+        self.dtype: np.dtype | None = self.flat.dtype
+
+    def length(self, block: int) -> int:
+        return int(self._offsets[block + 1] - self._offsets[block])
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        return self.flat[self._offsets[block] : self._offsets[block + 1]]
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.flat.view(np.uint8), self._offsets * self.flat.dtype.itemsize
+
+
+def _flatten(lists: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
+    """The child array of a list array and the offsets (int64, one more than lists) into it."""
+    if isinstance(lists, (pa.ListArray, pa.LargeListArray)):
+        return lists.values, lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    if isinstance(lists, pa.FixedSizeListArray):
+        width = lists.type.list_size
+        return lists.values, (np.arange(len(lists) + 1, dtype=np.int64) + lists.offset) * width
+    raise InvalidRecord(f"{what} must be lists of numbers, not {lists.type}", field=what, value=str(lists.type))
+
+
+class BytesPayload:
+    """Pixels as bytes, each chunk with its dtype and compression; a chunk without bytes may have a list instead."""
+
+    bytes_backed = True
+
+    def __init__(self, chunks: pa.StructArray, fallback: np.dtype, cache: ChunkCache) -> None:
+        names = {field.name for field in chunks.type}
+        column = chunks.field("pixel_bytes")
+        if not isinstance(column, (pa.BinaryArray, pa.LargeBinaryArray)):
+            column = column.cast(pa.large_binary())
+        wide = isinstance(column, pa.LargeBinaryArray)
+        _, offsets, data = column.buffers()
+        count = len(column)
+        self._offsets = np.frombuffer(offsets, np.int64 if wide else np.int32)[column.offset :][: count + 1].astype(np.int64)
+        self._data = np.frombuffer(data if data is not None else b"", np.uint8)
+        self._lists: ListPayload | None = None
+        self._is_list = np.zeros(count, bool)
+        if column.null_count:
+            self._is_list = column.is_null().to_numpy(zero_copy_only=False)
+            if "pixels" in names and chunks.field("pixels").type != pa.null():
+                self._lists = ListPayload(chunks.field("pixels"), "chunks.pixels")
+        self._dtypes, self._dtype_of = _dictionary(chunks, "dtype", names, lambda text: payload_dtype(text, fallback))
+        self._codecs, self._codec_of = _dictionary(chunks, "compression", names, _codec)
+        plain = not self._is_list.any() and len(self._dtypes) == 1
+        self.dtype: np.dtype | None = self._dtypes[0] if plain else None
+        self._addressable = plain and self._codecs == [None]
+        self._cache = cache
+        self._owner = cache.new_owner()
+
+    def length(self, block: int) -> int | None:
+        if self._is_list[block]:
+            return self._lists.length(block) if self._lists else 0
+        if self._codecs[self._codec_of[block]] is not None:
+            return None
+        nbytes, itemsize = int(self._offsets[block + 1] - self._offsets[block]), self._dtypes[self._dtype_of[block]].itemsize
+        # Bytes left over mean a wrong length too; there is no number of values to name then, so name one that cannot be right.
+        return nbytes // itemsize if nbytes % itemsize == 0 else -1
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        if self._is_list[block]:
+            return self._lists.values(block, expected) if self._lists else np.empty(0, np.uint8)
+        dtype, codec = self._dtypes[self._dtype_of[block]], self._codecs[self._codec_of[block]]
+        raw = self._data[self._offsets[block] : self._offsets[block + 1]]
+        if codec is None:
+            return raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
+        key = (self._owner, block)
+        decoded = self._cache.get(key)
+        if decoded is None:
+            with self._cache.busy(key):
+                decoded = self._cache.get(key)
+                if decoded is None:
+                    decoded = self._decompress(block, raw, codec, expected, dtype)
+                    self._cache.put(key, decoded)
+        return decoded
+
+    def _decompress(self, block: int, raw: np.ndarray, codec: str, expected: int, dtype: np.dtype) -> np.ndarray:
+        nbytes = expected * dtype.itemsize
+        limit = self._cache.max_chunk_bytes
+        if limit is not None and nbytes > limit:
+            raise LimitExceeded(
+                f"chunk {block} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
+                field="chunks",
+                value=nbytes,
+            )
+        try:
+            # As a stream, since Arrow's one-shot decompression gives memory that was never written where a payload is too short.
+            with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(raw)), codec) as stream:
+                buffer = stream.read_buffer(nbytes)
+                more = buffer.size == nbytes and bool(stream.read(1))
+        except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InvalidRecord(
+                f"chunk {block}: its {codec} bytes do not decompress: {why}", field="chunks.pixel_bytes"
+            ) from error
+        if buffer.size != nbytes or more:
+            found = "more" if more else f"only {buffer.size // dtype.itemsize}"
+            raise InvalidRecord(
+                f"chunk {block}: pixels length != expected {expected}: its {codec} bytes hold {found}", field="chunks.pixel_bytes"
+            )
+        values: np.ndarray = np.frombuffer(buffer, dtype)
+        return values
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return (self._data, self._offsets) if self._addressable else None
+
+
+def _dictionary(chunks: pa.StructArray, name: str, names: set[str], parse: Any) -> tuple[list[Any], np.ndarray]:
+    """A text column as its parsed distinct values and, for each chunk, which of them."""
+    if name not in names or chunks.field(name).type == pa.null():
+        return [parse(None)], np.zeros(len(chunks), np.int64)
+    # Nulls become a value of their own: "no compression", "the image's dtype".
+    encoded = chunks.field(name).cast(pa.string()).dictionary_encode(null_encoding="encode")
+    return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(
+        np.int64
+    )
+
+
+def _codec(name: str | None) -> str | None:
+    text = (name or "").strip().lower()
+    if text in ("", "none"):
+        return None
+    if text not in _CODECS or not pa.Codec.is_available(text):
+        raise InvalidRecord(f"chunk compression {name!r} is not supported", field="chunks.compression", value=name)
+    return text
+
+
+class ObjectPayload:
+    """The Python sequences of a dict, each turned into an array once, when first asked for."""
+
+    dtype: np.dtype | None = None
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]], what: str, fallback: np.dtype, cache: ChunkCache) -> None:
+        self._entries = entries
+        self._what = what
+        self._fallback = fallback
+        self._arrays: dict[int, np.ndarray] = {}
+        self._cache = cache
+        self.bytes_backed = any(entry.get("pixel_bytes") is not None for entry in entries)
+
+    def length(self, block: int) -> None:
+        return None
+
+    def values(self, block: int, expected: int) -> np.ndarray:
+        array = self._arrays.get(block)
+        if array is None:
+            array = self._arrays[block] = self._read(block, expected)
+        return array
+
+    def _read(self, block: int, expected: int) -> np.ndarray:
+        entry = self._entries[block]
+        raw = entry.get("pixel_bytes")
+        if raw is not None:
+            one = pa.array([{"pixel_bytes": raw, "dtype": entry.get("dtype"), "compression": entry.get("compression")}])
+            return BytesPayload(one, self._fallback, self._cache).values(0, expected)
+        try:
+            values = _numbers(entry.get("pixels")).reshape(-1)
+        except (TypeError, ValueError):
+            values = np.empty(0, object)
+        if values.dtype.kind not in "biufc":
+            raise InvalidRecord(
+                f"{self._what}[{block}].pixels is not a sequence of numbers", field=f"{self._what}[{block}].pixels"
+            )
+        return values
+
+    def addresses(self) -> None:
+        return None
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """A dict's pixels as an array. A list of integers is by far the usual case, and half again as fast through ``array``."""
+    if isinstance(values, list):
+        try:
+            return np.frombuffer(packed.array("q", values), np.int64)
+        except (TypeError, OverflowError):
+            pass  # Nested, floats, or beyond 64 bits: NumPy's to judge.
+    return np.asarray(values)
