@@ -27,7 +27,8 @@ What a client does::
         raise status.from_rpc_error(error) from error
     reader.finish()                                     # BrokenStream unless the read was complete
 
-Modules: ``codec`` and ``listing`` (domain <-> messages), ``status`` (errors <-> status), ``methods`` (paths and classes of the RPCs),
+Modules: ``codec`` (behind it ``cuts`` and ``fields``) and ``listing`` (domain <-> messages),
+``status`` (errors <-> status), ``methods`` (paths and classes of the RPCs),
 ``batch_format`` (the Arrow schema of a stream), ``batches`` (writing messages), ``reader`` (reading them); below these ``ipc`` (Arrow's
 metadata) and ``envelope`` (protobuf around a payload). Import from the modules: this package itself imports nothing.
 """

@@ -153,7 +153,11 @@ class BatchFormat:
     @property
     def template(self) -> BatchTemplate:
         """The metadata template of this format's record batches."""
-        return _template(self.variable)
+        return _template(self.variable, None)
+
+    def compressed_template(self, codec: str) -> BatchTemplate:
+        """The metadata template of this format's record batches where their buffers are compressed."""
+        return _template(self.variable, codec)
 
     def wire_elements(self, shape: Sequence[int]) -> int:
         """Number of Arrow values that a block of that (T, Z, C, H, W) becomes."""
@@ -230,9 +234,9 @@ def _same_storage(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 @cache
-def _template(variable: bool) -> BatchTemplate:
-    # Types and sizes do not show in a batch's metadata, so two templates serve every stream.
+def _template(variable: bool, codec: str | None) -> BatchTemplate:
+    # Types and sizes do not show in a batch's metadata, so two templates (for each codec) serve every stream.
     pixels = _variable_storage(pa.uint8(), 1) if variable else pa.list_(pa.uint8(), 1)
     row: Any = {"data": [0], "shape": [1]} if variable else [0]
     arrays = [pa.array([0], type=pa.from_numpy_dtype(dtype)) for dtype in COLUMNS.values()]
-    return BatchTemplate(pa.RecordBatch.from_arrays([*arrays, pa.array([row], type=pixels)], names=[*COLUMNS, PIXELS]))
+    return BatchTemplate(pa.RecordBatch.from_arrays([*arrays, pa.array([row], type=pixels)], names=[*COLUMNS, PIXELS]), codec)

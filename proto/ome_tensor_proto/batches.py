@@ -19,13 +19,15 @@ The trick (CPython): ``io.BytesIO(bytes(n))`` takes over the only reference to t
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded
 from ome_tensor.slabs import Slab
@@ -46,6 +48,13 @@ _LAYOUTS_KEPT = 8
 # Offsets of Arrow's lists are int32.
 _MAX_ELEMENTS = 2**31 - 1
 
+# A compressed buffer begins with its length before compression, or with this where it is not compressed after all.
+_LENGTH = struct.Struct("<q")
+_NOT_COMPRESSED = -1
+
+# Pixels that shrink by less are sent as they are: their receiver then need not copy them.
+_WORTHWHILE = 0.95
+
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
@@ -60,6 +69,7 @@ class _Layout:
         pixels_at: The first pixel.
         shapes_at: The rows' shapes (variable shapes only).
         size: The message's end.
+        lengths, buffers: Lengths of the nodes, and offset and size of each buffer in the body, as the record batch's metadata say.
     """
 
     prefix: bytes
@@ -71,6 +81,8 @@ class _Layout:
     pixels_at: int
     shapes_at: int
     size: int
+    lengths: Sequence[int]
+    buffers: Sequence[int]
 
 
 class TileWriter:
@@ -84,6 +96,7 @@ class TileWriter:
         self.format = format
         self._schema: bytes = format.schema.serialize().to_pybytes()
         self._layouts: dict[int, _Layout] = {}
+        self._codec: pa.Codec | None = None
 
     def opening(self, header: Header, *, last: bool = False) -> bytes:
         """A message with the header and the schema and no batch: what to send first where the first batch takes its time.
@@ -197,7 +210,7 @@ class TileWriter:
                 np.ndarray(shape, format.dtype, buffer, layout.pixels_at + start * itemsize)
                 for shape, start in zip(shapes, starts, strict=False)
             ]
-        return MessageWriter(stream, buffer, layout.fixed_at, pixels)
+        return MessageWriter(self, layout, stream, buffer, pixels, header, last)
 
     def _layout(self, rows: int, elements: int, header: Header | None, last: bool) -> _Layout:
         format = self.format
@@ -234,7 +247,54 @@ class TileWriter:
         tail = len(END_OF_STREAM) if last else 0
         before, fixed_at = head(header, len(metadata) + body + tail, len(metadata) + pixels)
         at = len(before) + len(metadata)
-        return _Layout(before + metadata, fixed_at, at, narrow, wide, at + offsets, at + pixels, at + shapes, at + body + tail)
+        return _Layout(
+            before + metadata,
+            fixed_at,
+            at,
+            narrow,
+            wide,
+            at + offsets,
+            at + pixels,
+            at + shapes,
+            at + body + tail,
+            lengths,
+            buffers,
+        )
+
+    def packed(
+        self, body: memoryview, layout: _Layout, codec: str, header: Header | None, last: bool
+    ) -> tuple[bytearray, list[Any]] | None:
+        """A message's parts with its pixels compressed: everything before the body, the body's pieces; ``None`` where that is no smaller.
+
+        Only pixels are worth it: the columns stay as they are, which Arrow allows buffer by buffer.
+        """
+        places = list(zip(layout.buffers[::2], layout.buffers[1::2], strict=True))
+        pixels_at = layout.pixels_at - layout.columns_at
+        size = max(length for offset, length in places if offset == pixels_at)
+        if self._codec is None or self._codec.name != codec:
+            self._codec = pa.Codec(codec)
+        squeezed = self._codec.compress(body[pixels_at : pixels_at + size])
+        if len(squeezed) > _WORTHWHILE * size:
+            return None
+        pieces: list[Any] = []
+        buffers: list[int] = []
+        end = 0
+        for offset, length in places:
+            if not length:
+                buffers += (end, 0)
+                continue
+            is_pixels = offset == pixels_at
+            content = squeezed if is_pixels else body[offset : offset + length]
+            total = _LENGTH.size + len(content)
+            buffers += (end, total)
+            pieces += (_LENGTH.pack(length if is_pixels else _NOT_COMPRESSED), content, bytes(-total % 8))
+            end += pad_to(total, 8)
+        metadata = self.format.compressed_template(codec).fill(layout.lengths[0], list(layout.lengths), buffers, end)
+        if header is not None:
+            metadata = self._schema + metadata
+        tail = END_OF_STREAM if last else b""
+        before, _ = head(header, len(metadata) + end + len(tail), len(metadata))
+        return bytearray(before + metadata), [*pieces, tail]
 
 
 class MessageWriter:
@@ -247,17 +307,51 @@ class MessageWriter:
         size: Bytes of the message.
     """
 
-    __slots__ = ("_buffer", "_first_position", "_fixed_at", "_slab", "_stream", "_tile_count", "pixels", "size")
+    __slots__ = (
+        "_buffer",
+        "_first_position",
+        "_header",
+        "_last",
+        "_layout",
+        "_packed",
+        "_slab",
+        "_stream",
+        "_tile_count",
+        "_writer",
+        "pixels",
+        "size",
+    )
 
-    def __init__(self, stream: io.BytesIO, buffer: memoryview, fixed_at: int, pixels: Array | list[Array]) -> None:
+    def __init__(
+        self,
+        writer: TileWriter,
+        layout: _Layout,
+        stream: io.BytesIO,
+        buffer: memoryview,
+        pixels: Array | list[Array],
+        header: Header | None,
+        last: bool,
+    ) -> None:
         self._stream: io.BytesIO | None = stream
-        self._buffer, self._fixed_at = buffer, fixed_at
+        self._writer, self._layout, self._buffer = writer, layout, buffer
+        self._header, self._last = header, last
+        self._packed: tuple[bytearray, list[Any]] | None = None
         self._first_position = self._tile_count = self._slab = 0
         self.pixels = pixels
         self.size = len(buffer)
 
+    def compress(self, codec: str) -> None:
+        """Compress the pixels, once they are all written, where that makes the message smaller; otherwise it stays as it is.
+
+        Args:
+            codec: ``lz4`` or ``zstd``.
+        """
+        body = self._buffer[self._layout.columns_at :]
+        self._packed = self._writer.packed(body, self._layout, codec, self._header, self._last)
+        body.release()
+
     def finish(self, *, queue_us: int = 0, gather_us: int = 0, encode_us: int = 0) -> bytes:
-        """The message, uncopied. Call it once.
+        """The message; uncopied where it is not compressed. Call it once.
 
         Args:
             queue_us, gather_us, encode_us: What it cost, in microseconds.
@@ -266,8 +360,8 @@ class MessageWriter:
         if stream is None:
             raise RuntimeError("the message is finished")
         write_fixed(
-            self._buffer,
-            self._fixed_at,
+            self._buffer if self._packed is None else self._packed[0],
+            self._layout.fixed_at,
             first_position=self._first_position,
             tile_count=self._tile_count,
             slab=self._slab,
@@ -276,6 +370,10 @@ class MessageWriter:
             encode_us=encode_us,
         )
         self.pixels = []
+        if self._packed is not None:
+            before, pieces = self._packed
+            self._packed = None
+            return b"".join((before, *pieces))
         # getvalue() copies while the buffer is lent out. NumPy's arrays keep the BytesIO alive without borrowing from it, so this works
         # while a caller still holds some; were that to change, a copy would be slower and still right.
         with suppress(BufferError):
@@ -286,18 +384,7 @@ class MessageWriter:
 def _row(tile: Tile, image: int, offset: int) -> tuple[int, ...]:
     """The row's numbers in the order of the columns."""
     chosen = tile.selection
-    return (
-        tile.number,
-        image,
-        chosen.t[0] if chosen.t else -1,
-        chosen.z[0] if chosen.z else -1,
-        chosen.y,
-        chosen.x,
-        len(chosen.z),
-        chosen.h,
-        chosen.w,
-        offset,
-    )
+    return (tile.number, image, *tile.origin, len(chosen.z), chosen.h, chosen.w, offset)
 
 
 def _bare(header: Header | None, payload: bytes) -> bytes:

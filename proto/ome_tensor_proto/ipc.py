@@ -166,14 +166,21 @@ class BatchTemplate:
     Args:
         batch: Any batch of the schema's physical kind (nesting and number of columns count; types, names and sizes do not) with
             at least one row and a body, so that no number is left out of its metadata.
+        codec: ``lz4`` or ``zstd``: the metadata of a batch whose buffers are compressed so; ``None``: of one whose are not.
 
     Attributes:
         size: Bytes of the metadata, length prefix included; a multiple of 8.
         node_count, buffer_count: Numbers to fill in.
     """
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        data = batch.serialize().to_pybytes()
+    def __init__(self, batch: pa.RecordBatch, codec: str | None = None) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+            writer.write_batch(batch)
+        data = sink.getvalue().to_pybytes()
+        schema = locate(data, 0, len(data))
+        assert schema is not None
+        data = data[schema.end :]
         found = locate(data, 0, len(data))
         # These hold by construction: pyarrow wrote it just now.
         assert found is not None

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from .v1 import tensor_service_pb2
 
-__all__ = ["METHODS", "SERVICE", "Method", "methods_of"]
+__all__ = ["MAY_MOVE", "METHODS", "SERVICE", "Method", "methods_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ def methods_of(service: ServiceDescriptor) -> Mapping[str, Method]:
         )
     return MappingProxyType(table)
 
+
+#: Metadata of a ReadTiles call whose client will open another connection where the server answers REBALANCE. Clients that do not send it are never
+#: asked to.
+MAY_MOVE = "ome-tensor-may-move"
 
 _DESCRIPTOR = tensor_service_pb2.DESCRIPTOR.services_by_name["TensorService"]
 

@@ -39,6 +39,9 @@ _VARIABLE_OFFSETS = 2 * len(COLUMNS) + 2
 _VARIABLE_DATA = 2 * len(COLUMNS) + 4
 _VARIABLE_SHAPES = 2 * len(COLUMNS) + 7
 
+#: Twice the largest message that any server may be set to send.
+_MOST_UNPACKED = 512 << 20
+
 _EMPTY: Array = np.empty(0, np.uint8)
 
 # What damaged bytes can provoke in NumPy, pyarrow and struct where no check of ours has noticed them before.
@@ -193,6 +196,8 @@ class BatchReader:
         if self._is_plain and not found.compressed and (found.node_count, found.buffer_count) == counts:
             buffers = _MessageBuffers(message, end, found)
         else:
+            if found.compressed:
+                _check_sizes(message, end, found)
             buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema)
         rows = buffers.rows
         columns = {name: buffers.values(_COLUMN_BUFFERS[name], dtype, (rows,)) for name, dtype in COLUMNS.items()}
@@ -282,6 +287,17 @@ class _MessageBuffers(_Buffers):
         if offset < 0 or size < 0 or offset + size > self._size:
             raise BrokenStream("a record batch's buffer lies outside its body")
         return self._memory, self._body + offset, size
+
+
+def _check_sizes(message: bytes, end: int, found: Located) -> None:
+    """Compressed buffers say how large they will be: a few bytes must not make their receiver allocate any amount of memory."""
+    places = struct.unpack_from(f"<{2 * found.buffer_count}q", message, found.buffers_at)
+    total = 0
+    for offset, size in zip(places[::2], places[1::2], strict=True):
+        if size >= 8 and 0 <= offset <= end - found.end - 8:
+            total += max(0, struct.unpack_from("<q", message, found.end + offset)[0])
+    if total > _MOST_UNPACKED:
+        raise BrokenStream(f"a record batch would unpack to {total} bytes")
 
 
 class _ArrowBuffers(_Buffers):

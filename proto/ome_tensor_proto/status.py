@@ -36,6 +36,7 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         # Not INVALID_ARGUMENT: the request is well formed, another server may take it.
         Reason.LIMIT_EXCEEDED: grpc.StatusCode.OUT_OF_RANGE,
         Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Reason.REBALANCE: grpc.StatusCode.UNAVAILABLE,
         Reason.NOT_SUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
         Reason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
         Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,

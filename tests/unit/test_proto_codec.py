@@ -53,11 +53,20 @@ def test_plans_come_back(plan, mode):
     assert codec.mode_from_proto(view) == mode
 
 
+far, small = st.integers(-(2**62), 2**62), st.integers(1, 2**31 - 1)
 tilings = st.one_of(
     st.builds(Tiling, edge=st.sampled_from(["clip", "drop"])),
     st.builds(Tiling.time_batches, size, st.sampled_from(["clip", "drop"])),
     st.builds(Tiling.tiles, st.tuples(size, size), st.sampled_from(["clip", "pad", "drop"]), st.floats(allow_nan=False)),
     st.builds(Tiling.tiles_3d, st.tuples(size, size, size), st.sampled_from(["clip", "pad", "drop"]), st.floats(allow_nan=False)),
+    st.builds(
+        Tiling.windows,
+        st.lists(st.tuples(far, far)),
+        st.tuples(small, small),
+        st.sampled_from(["clip", "pad"]),
+        st.floats(allow_nan=False),
+    ),
+    st.builds(Tiling.windows, st.lists(st.tuples(far, far, far, far), min_size=1), st.tuples(small, small, small, small)),
 )
 
 
@@ -166,7 +175,20 @@ Cut = view_pb2.Tiling
         (Cut(time_batches={}), InvalidArgument, "tiling.time_batches"),
         (Cut(tiles={"h": 4}), InvalidArgument, "tiling.tiles"),
         (Cut(tiles_3d={"h": 4, "w": 4}), InvalidArgument, "tiling.tiles_3d"),
-        (Cut(windows={"t": 1}), NotSupported, "tiling.windows"),
+        (
+            Cut(windows={"h": 4, "w": 4, "image": [0, 1], "origin_y": [0, 0], "origin_x": [0, 0]}),
+            NotSupported,
+            "tiling.windows.image",
+        ),
+        (Cut(windows={"h": 4, "w": 4, "image": [0], "origin_y": [0, 0], "origin_x": [0, 0]}), InvalidSelection, "tiling.windows"),
+        (Cut(windows={"t": 1, "h": 4, "w": 4}), InvalidArgument, "tiling.windows"),
+        (Cut(windows={"h": 4, "w": 0, "origin_y": [0], "origin_x": [0]}), InvalidArgument, "tiling.windows"),
+        (Cut(windows={"h": 4, "w": 2**31, "origin_y": [0], "origin_x": [0]}), InvalidArgument, "tiling.windows"),
+        (Cut(windows={"h": 4, "w": 4, "origin_y": [0]}), InvalidSelection, "tiling.windows"),
+        (Cut(windows={"h": 4, "w": 4, "origin_t": [0], "origin_y": [0], "origin_x": [0]}), InvalidSelection, "tiling.windows"),
+        (Cut(windows={"t": 1, "z": 1, "h": 4, "w": 4, "origin_y": [0], "origin_x": [0]}), InvalidSelection, "tiling.windows"),
+        (Cut(windows={"h": 4, "w": 4, "origin_y": [2**63 - 1], "origin_x": [0]}), InvalidSelection, "tiling.windows"),
+        (Cut(edge="EDGE_POLICY_DROP", windows={"h": 4, "w": 4}), InvalidArgument, "tiling.edge"),
         (view_pb2.Order(shuffle=True), InvalidArgument, "order.seed"),
         (view_pb2.Order(shard_index=1), InvalidArgument, "order.shard_index"),
         (view_pb2.Order(spans=[{"count": 1}]), NotSupported, "order.spans"),
@@ -218,8 +240,6 @@ def test_orders_and_tilings_that_cannot_be_sent_are_refused():
     [
         ({"keys": []}, InvalidArgument, "keys"),
         ({"keys": ["a", "b"]}, NotSupported, "keys"),
-        ({"compression": "COMPRESSION_ZSTD"}, NotSupported, "compression"),
-        ({"compression": 77}, InvalidArgument, "compression"),
         ({"pyramid_level": 1}, NotSupported, "pyramid_level"),
         ({"checksum": "CHECKSUM_KIND_CRC32C"}, NotSupported, "checksum"),
         ({"checksum": 77}, InvalidArgument, "checksum"),
@@ -231,3 +251,12 @@ def test_what_is_not_built_is_refused(fields, error, field):
         codec.check_built(over_the_wire(request))
     assert caught.value.field == field
     codec.check_built(tensor_service_pb2.ReadTilesRequest(keys=["a"], compression="COMPRESSION_NONE"))
+
+
+def test_compressions_are_words():
+    for word in ("none", "lz4", "zstd"):
+        assert codec.compression_from_proto(codec.compression_to_proto(word)) == word
+    assert codec.compression_from_proto(tensor_service_pb2.COMPRESSION_UNSPECIFIED) == "none"
+    with pytest.raises(InvalidArgument, match="77") as caught:
+        codec.compression_from_proto(77)
+    assert caught.value.field == "compression"

@@ -209,32 +209,26 @@ class Tiles3dCut(_message.Message):
     def __init__(self, z: _Optional[int] = ..., h: _Optional[int] = ..., w: _Optional[int] = ...) -> None: ...
 
 class WindowsCut(_message.Message):
-    __slots__ = ("t", "z", "h", "w", "origins")
+    __slots__ = ("t", "z", "h", "w", "image", "origin_t", "origin_z", "origin_y", "origin_x")
     T_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     H_FIELD_NUMBER: _ClassVar[int]
     W_FIELD_NUMBER: _ClassVar[int]
-    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_T_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_Z_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_Y_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_X_FIELD_NUMBER: _ClassVar[int]
     t: int
     z: int
     h: int
     w: int
-    origins: _containers.RepeatedCompositeFieldContainer[WindowOrigin]
-    def __init__(self, t: _Optional[int] = ..., z: _Optional[int] = ..., h: _Optional[int] = ..., w: _Optional[int] = ..., origins: _Optional[_Iterable[_Union[WindowOrigin, _Mapping]]] = ...) -> None: ...
-
-class WindowOrigin(_message.Message):
-    __slots__ = ("image", "t", "z", "y", "x")
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    T_FIELD_NUMBER: _ClassVar[int]
-    Z_FIELD_NUMBER: _ClassVar[int]
-    Y_FIELD_NUMBER: _ClassVar[int]
-    X_FIELD_NUMBER: _ClassVar[int]
-    image: int
-    t: int
-    z: int
-    y: int
-    x: int
-    def __init__(self, image: _Optional[int] = ..., t: _Optional[int] = ..., z: _Optional[int] = ..., y: _Optional[int] = ..., x: _Optional[int] = ...) -> None: ...
+    image: _containers.RepeatedScalarFieldContainer[int]
+    origin_t: _containers.RepeatedScalarFieldContainer[int]
+    origin_z: _containers.RepeatedScalarFieldContainer[int]
+    origin_y: _containers.RepeatedScalarFieldContainer[int]
+    origin_x: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, t: _Optional[int] = ..., z: _Optional[int] = ..., h: _Optional[int] = ..., w: _Optional[int] = ..., image: _Optional[_Iterable[int]] = ..., origin_t: _Optional[_Iterable[int]] = ..., origin_z: _Optional[_Iterable[int]] = ..., origin_y: _Optional[_Iterable[int]] = ..., origin_x: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Order(_message.Message):
     __slots__ = ("shuffle", "seed", "shard_index", "shard_count", "start", "start_slab", "spans")
