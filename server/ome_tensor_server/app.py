@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,9 +20,12 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor_proto.methods import SERVICE
 
 from .catalogue import Catalogue, SourceFile, load_catalogue
+from .control import Control
+from .drain import ActiveCalls, wait_until_sent
 from .rpc import handlers
 from .service import TensorService
 from .settings import Settings, split_address
+from .store import Store
 
 __all__ = ["TensorServer"]
 
@@ -30,8 +35,6 @@ _log = logging.getLogger(__name__)
 _METADATA_THREADS = 16
 
 _OPTIONS = (
-    # Two servers on one port would each get half of the calls without a word.
-    ("grpc.so_reuseport", 0),
     # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
     ("grpc.http2.max_frame_size", (16 << 20) - 1),
     ("grpc.max_send_message_length", -1),
@@ -66,13 +69,15 @@ class TensorServer:
 
     Args:
         settings: How it runs.
+        worker: Which of several workers on one port this is.
+        control: What they share; ``None`` for a server on its own.
 
     Attributes:
         settings: The settings.
         port: The bound port, once started.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
         self.settings = settings
         self.port = 0
         threads = settings.max_concurrent_reads + _METADATA_THREADS
@@ -81,15 +86,21 @@ class TensorServer:
             self._threads,
             # Calls beyond the threads are refused at once instead of queued in silence.
             maximum_concurrent_rpcs=threads,
-            # The limit that is told clearly is the service's own; gRPC's is the wall behind it.
-            options=[*_OPTIONS, ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20))],
+            # Of requests' size the service's own limit is told clearly; gRPC's is the wall behind it.
+            options=[
+                *_OPTIONS,
+                # Two servers on one port would each get half of the calls without a word, unless that is what is wanted.
+                ("grpc.so_reuseport", int(control is not None)),
+                ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20)),
+            ],
         )
-        self._service = TensorService(settings)
+        self._service = TensorService(settings, worker=worker, control=control)
+        self._calls = ActiveCalls()
         self._health = _Health()
         self._stopping = threading.Event()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.add_generic_rpc_handlers(
-            (handlers(self._service.methods, settings.max_request_bytes, settings.stall_seconds),)
+            (handlers(self._service.methods, self._calls, settings.max_request_bytes, settings.stall_seconds),)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -131,24 +142,41 @@ class TensorServer:
     def load(self, sources: Sequence[SourceFile]) -> Catalogue:
         """Load the datasets, then report SERVING. Raises what :func:`load_catalogue` does."""
         cache = ChunkCache(self.settings.decode_cache_bytes, self.settings.max_chunk_bytes)
-        catalogue = load_catalogue(sources, cache, self._stopping.is_set)
-        if self._stopping.is_set():
-            return catalogue
-        self._service.catalogue = catalogue
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        store = Store(Path(self.settings.store)) if self.settings.store else None
+        if store is not None:
+            store.clean()
+        catalogue = load_catalogue(sources, cache, self._stopping.is_set, store)
+        self.serve(catalogue)
         return catalogue
+
+    def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
+        """Serve these datasets from now on, and report SERVING. Reads that run go on with what they began with.
+
+        Args:
+            catalogue: The datasets.
+            generation: The catalogue's number in the control state of several workers.
+        """
+        if not self._stopping.is_set():
+            self._service.serve(catalogue, generation)
+            self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace: float | None = None) -> None:
         """Drain: health turns to NOT_SERVING, new calls are refused, running ones may finish within ``grace`` seconds (default: the settings').
 
         Returns when all is quiet. May be called again, from a signal handler too, to shorten the grace.
         """
+        patience = self.settings.grace_seconds if grace is None else grace
+        deadline = time.monotonic() + patience
         self._stopping.set()
         self._health.enter_graceful_shutdown()
-        stopped = self._server.stop(self.settings.grace_seconds if grace is None else grace)
-        # They last as long as their clients like, and would hold up everything else.
+        self._service.is_draining = True
+        # Connections stay open, and new calls are refused by the service, until what runs has arrived: gRPC's own stop closes a connection
+        # behind its last call, which may cost a slow client the end of its stream.
+        if self._calls.wait_until_none(patience):
+            wait_until_sent(self.port, max(0.0, deadline - time.monotonic()))
+        # Watches last as long as their clients like, and would hold up everything else.
         self._health.end_watches()
-        stopped.wait()
+        self._server.stop(0).wait()
         self._threads.shutdown(wait=True)
 
     def wait(self, timeout: float | None = None) -> None:

@@ -6,9 +6,10 @@ import bisect
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,17 @@ from ome_tensor.listing import DatasetInfo, ImageInfo
 from ome_tensor.pixels import StoredPixels
 from ome_tensor.record import read_meta
 
-from .parquet import LoadedTable, is_parquet, read_table
+from .arrow_file import is_arrow_file, map_arrow_file
+from .logs import Fields
+from .parquet import is_parquet, read_parquet
+from .store import Store
+from .table import LoadedTable, digest
 
-__all__ = ["Catalogue", "Dataset", "Image", "find_sources", "load_catalogue"]
+__all__ = ["Catalogue", "Dataset", "Image", "find_sources", "load_catalogue", "load_each"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Indexes kept for each image column. An index costs about 100 bytes a chunk; a table of single cells has many small images.
 _INDEXES_KEPT = 4096
@@ -206,6 +213,9 @@ class Catalogue:
     def __init__(self, datasets: Sequence[Dataset] = ()) -> None:
         self.datasets = {dataset.name: dataset for dataset in sorted(datasets, key=lambda dataset: dataset.name)}
 
+    def __len__(self) -> int:
+        return len(self.datasets)
+
     def dataset(self, name: str) -> Dataset:
         """A dataset by name. Raises DatasetNotFound, naming some that exist."""
         dataset = self.datasets.get(name)
@@ -237,25 +247,25 @@ class SourceFile:
 
 
 def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
-    """The Parquet files that paths name: a file itself, or every Parquet file in a folder and below.
+    """The files that paths name: a file itself, or every Parquet or Arrow file in a folder and below.
 
-    A dataset is named after its file, without ``.ome.parquet`` or ``.parquet``; one in a subfolder after its path below the folder, parts joined
-    with dots.
+    A dataset is named after its file, without ``.parquet``, ``.arrow`` or ``.feather`` and ``.ome``; one in a subfolder after its path below
+    the folder, parts joined with dots.
 
     Raises:
-        InvalidArgument: a path that does not exist, a file that is not Parquet, or two files of one name.
+        InvalidArgument: a path that does not exist, a file of another kind, or two files of one name.
     """
     found: list[SourceFile] = []
     for given in paths:
         path = Path(given)
         if path.is_dir():
             files = sorted(
-                file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and is_parquet(file)
+                file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and _may_load(file)
             )
             found += [SourceFile(_name(file.relative_to(path)), file, named=False) for file in files]
         elif path.is_file():
-            if not is_parquet(path):
-                raise InvalidArgument(f"{path} is not a Parquet file", field="path", value=str(path))
+            if not _is_table(path):
+                raise InvalidArgument(f"{path} is not a Parquet or Arrow file", field="path", value=str(path))
             found.append(SourceFile(_name(Path(path.name)), path, named=True))
         else:
             raise InvalidArgument(f"{path} does not exist", field="path", value=str(path))
@@ -271,10 +281,14 @@ def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
     return list(by_name.values())
 
 
+def _is_table(path: Path) -> bool:
+    return is_parquet(path) or is_arrow_file(path)
+
+
 def _may_load(file: Path) -> bool:
     """Whether a file found in a folder is Parquet; one that cannot be read is left out, saying so."""
     try:
-        return is_parquet(file)
+        return _is_table(file)
     except OSError as error:
         _log.warning("left out %s: %s", file, error.strerror or error)
         return False
@@ -282,14 +296,23 @@ def _may_load(file: Path) -> bool:
 
 def _name(relative: Path) -> str:
     last = relative.name
-    for suffix in (".parquet", ".ome"):
+    for suffix in (".parquet", ".arrow", ".feather", ".ome"):
         if last.lower().endswith(suffix) and len(last) > len(suffix):
             last = last[: -len(suffix)]
     return ".".join([*relative.parts[:-1], last])
 
 
-def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache, stopped: Callable[[], bool] = lambda: False) -> Catalogue:
-    """Load every source into memory; what has been loaded by the time ``stopped()`` is true.
+def load_table(path: Path, store: Store | None) -> LoadedTable:
+    """A file's images: from the store where there is one, else in this process's memory (an Arrow file is mapped, not read)."""
+    if store is not None:
+        return store.load(path).table()
+    return map_arrow_file(path, digest(path)) if is_arrow_file(path) else read_parquet(path)
+
+
+def load_each(
+    sources: Sequence[SourceFile], load: Callable[[Path], T], stopped: Callable[[], bool]
+) -> Iterator[tuple[SourceFile, T]]:
+    """Each source and what loading it gave, until ``stopped()`` is true.
 
     A file found in a folder that turns out not to hold readable images is left out with a warning, so that one bad file does not take a lab's
     folder off the air.
@@ -297,27 +320,38 @@ def load_catalogue(sources: Sequence[SourceFile], cache: ChunkCache, stopped: Ca
     Raises:
         InvalidRecord, InvalidArgument: a file that was named itself cannot be loaded.
     """
-    datasets = []
     for source in sources:
         if stopped():
-            break
+            return
         try:
-            table = read_table(source.path)
+            loaded = load(source.path)
         except (InvalidRecord, OSError) as error:
             problem = (
                 error
                 if isinstance(error, InvalidRecord)
                 else InvalidArgument(
-                    f"{source.path} cannot be read: {error.strerror or error}", field="path", value=str(source.path)
+                    f"{source.path} cannot be loaded: {error.strerror or error}", field="path", value=str(source.path)
                 )
             )
             if source.named:
                 raise problem from None
             _log.warning("left out %s: %s", source.path, problem)
-            continue
+        else:
+            yield source, loaded
+
+
+def load_catalogue(
+    sources: Sequence[SourceFile],
+    cache: ChunkCache,
+    stopped: Callable[[], bool] = lambda: False,
+    store: Store | None = None,
+) -> Catalogue:
+    """Load every source, into memory or through the store. Raises what :func:`load_each` does."""
+    datasets = []
+    for source, table in load_each(sources, lambda path: load_table(path, store), stopped):
         dataset = Dataset(source.name, table, source.path.name, cache)
         _log.info(
-            "loaded dataset=%s images=%d bytes=%d version=%s", source.name, dataset.info.image_count, table.nbytes, table.version
+            Fields("loaded", dataset=source.name, images=dataset.info.image_count, bytes=table.nbytes, version=table.version)
         )
         datasets.append(dataset)
     return Catalogue(datasets)

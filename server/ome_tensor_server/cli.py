@@ -20,6 +20,8 @@ from .catalogue import SourceFile, find_sources
 from .logs import configure
 from .memory import keep_blocks
 from .settings import Settings, split_address
+from .store import Store, default_store
+from .workers import Supervisor
 
 __all__ = ["register", "serve"]
 
@@ -37,6 +39,10 @@ def serve(
         str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.", show_default="127.0.0.1:50051")
     ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port and the pixels.", show_default="1")] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where datasets are kept as Arrow files, to be mapped at a restart.")
+    ] = None,
     batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size.", show_default="1 MiB")] = None,
     max_request_bytes: Annotated[int | None, typer.Option(help="Largest request.", show_default="4 MiB")] = None,
     max_tile_bytes: Annotated[int | None, typer.Option(help="Largest tile.", show_default="2 GiB")] = None,
@@ -63,7 +69,7 @@ def serve(
     configure(settings.log_format, settings.log_level)
     keep_blocks()
     _check_address(settings.listen)
-    server = TensorServer(settings)
+    server = _server(settings, sources)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -84,17 +90,25 @@ def serve(
         server.stop()
 
 
-def _load(server: TensorServer, sources: list[SourceFile], stop: threading.Event) -> None:
+def _server(settings: Settings, sources: list[SourceFile]) -> TensorServer | Supervisor:
+    """This process as the server, or as the supervisor of several."""
+    if settings.workers == 1:
+        return TensorServer(settings)
+    # Parquet's own compression is the least that decoding undoes: twice the files' size is a first guess of what must fit.
+    folder = Path(settings.store) if settings.store else default_store(2 * sum(source.path.stat().st_size for source in sources))
+    return Supervisor(settings, Store(folder))
+
+
+def _load(server: TensorServer | Supervisor, sources: list[SourceFile], stop: threading.Event) -> None:
     """Load on a thread of its own, so that a signal is heeded meanwhile; raises what the loading raised."""
     done = threading.Event()
     failures: list[Exception] = []
 
     def load() -> None:
         try:
-            catalogue = server.load(sources)
+            count = len(server.load(sources))
             if not stop.is_set():
-                images = sum(dataset.info.image_count for dataset in catalogue.datasets.values())
-                print(f"serving {images} images in {len(catalogue.datasets)} datasets", file=sys.stderr, flush=True)  # noqa: T201  as above
+                print(f"serving {count} dataset{'s' * (count != 1)}", file=sys.stderr, flush=True)  # noqa: T201  as above
         except Exception as error:
             failures.append(error)
         finally:

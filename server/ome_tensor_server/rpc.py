@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError, Message
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
 from ome_tensor.watchdog import Watchdog
-from ome_tensor_proto.methods import METHODS, SERVICE, Method
+from ome_tensor_proto.methods import MAY_MOVE, METHODS, SERVICE, Method
 from ome_tensor_proto.status import to_status
 
+from .drain import ActiveCalls
 from .logs import Fields
 
 __all__ = ["Call", "handlers"]
@@ -50,6 +51,11 @@ class Call:
         """Whether anybody still wants the answer: a cancelled stream does not stop its own thread."""
         return bool(self._context.is_active())
 
+    @property
+    def may_move(self) -> bool:
+        """Whether the client would rather connect anew than share a busy worker."""
+        return any(name == MAY_MOVE for name, _ in self._context.invocation_metadata())
+
     def expire(self) -> None:
         """The client has left a message untaken for too long: free the thread. A client that comes back resumes."""
         self._stalled = True
@@ -78,11 +84,14 @@ class Call:
 Handler = Callable[[Any, Call], Any]
 
 
-def handlers(service: Mapping[str, Handler], max_request_bytes: int, stall_seconds: float) -> grpc.GenericRpcHandler:
+def handlers(
+    service: Mapping[str, Handler], calls: ActiveCalls, max_request_bytes: int, stall_seconds: float
+) -> grpc.GenericRpcHandler:
     """gRPC handlers for functions named as the contract's methods; a streaming one yields message bytes.
 
     Args:
         service: The functions by method name.
+        calls: Where running calls are counted.
         max_request_bytes: Largest request.
         stall_seconds: How long a message of a stream may stay untaken.
 
@@ -94,9 +103,11 @@ def handlers(service: Mapping[str, Handler], max_request_bytes: int, stall_secon
     for name, method in METHODS.items():
         # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
         if method.streaming:
-            table[name] = grpc.unary_stream_rpc_method_handler(_streaming(method, service[name], max_request_bytes, watchdog))
+            table[name] = grpc.unary_stream_rpc_method_handler(
+                _streaming(method, service[name], calls, max_request_bytes, watchdog)
+            )
         else:
-            table[name] = grpc.unary_unary_rpc_method_handler(_unary(method, service[name], max_request_bytes))
+            table[name] = grpc.unary_unary_rpc_method_handler(_unary(method, service[name], calls, max_request_bytes))
     return grpc.method_handlers_generic_handler(SERVICE, table)
 
 
@@ -121,8 +132,11 @@ def _refuse(error: Exception, call: Call, context: grpc.ServicerContext) -> None
     context.abort_with_status(status)
 
 
-def _unary(method: Method, handler: Handler, max_request_bytes: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _unary(
+    method: Method, handler: Handler, calls: ActiveCalls, max_request_bytes: int
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.add(context)
         call = Call(method.name, context)
         try:
             message: bytes = handler(_parse(method, data, max_request_bytes), call).SerializeToString()
@@ -137,9 +151,10 @@ def _unary(method: Method, handler: Handler, max_request_bytes: int) -> Callable
 
 
 def _streaming(
-    method: Method, handler: Handler, max_request_bytes: int, watchdog: Watchdog
+    method: Method, handler: Handler, calls: ActiveCalls, max_request_bytes: int, watchdog: Watchdog
 ) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
     def answer(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        calls.add(context)
         call = Call(method.name, context)
         messages: Iterator[bytes] = iter(())
         watchdog.watch(call)

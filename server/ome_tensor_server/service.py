@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ome_tensor.errors import DatasetChanged, InvalidArgument, LimitExceeded, Overloaded, Unavailable
+from ome_tensor.errors import DatasetChanged, InvalidArgument, LimitExceeded, Overloaded, Rebalance, Unavailable
 from ome_tensor.plan import Plan, ResolvedPlan
 from ome_tensor.tiling import Order, TileSequence, Tiling
 from ome_tensor.view import TensorView, view_of_record
 from ome_tensor_proto.codec import (
     check_built,
+    compression_from_proto,
     mode_from_proto,
     order_from_proto,
     plan_from_proto,
@@ -24,6 +25,7 @@ from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_proto.v1 import view_pb2
 
 from .catalogue import Catalogue, Image
+from .control import Control
 from .rpc import Call, Handler
 from .settings import Settings
 from .stream import TileRead, check_tiles
@@ -34,6 +36,9 @@ _PAGE, _LARGEST_PAGE = 200, 1000
 
 _LEAST_MESSAGE = 64 << 10
 
+#: Seconds that a call waits for its worker to open a catalogue that others may serve already; that takes milliseconds.
+_PATIENCE = 10.0
+
 #: Elements that no image has, but repeated indices can ask for; beyond, numbers stop fitting their fields.
 _MOST_ELEMENTS = 2**56
 
@@ -43,13 +48,20 @@ class TensorService:
 
     Args:
         settings: The limits.
+        worker: Which of several workers this is.
+        control: What they share, or ``None``.
 
     Attributes:
-        catalogue: What is served; ``None`` while it is being loaded.
+        is_draining: Whether new calls are to be refused.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.catalogue: Catalogue | None = None
+    def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
+        self.is_draining = False
+        self._catalogue: Catalogue | None = None
+        self._generation = 0
+        self._served = threading.Condition()
+        self._worker = worker
+        self._control = control
         self._settings = settings
         self._reading = 0
         self._lock = threading.Lock()
@@ -65,8 +77,21 @@ class TensorService:
             "ReadTiles": self.read_tiles,
         }
 
+    def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
+        """Answer from this catalogue from now on; ``generation`` is its number in the shared control state."""
+        with self._served:
+            self._catalogue, self._generation = catalogue, generation
+            self._served.notify_all()
+
     def _loaded(self) -> Catalogue:
-        catalogue = self.catalogue
+        if self.is_draining:
+            raise Unavailable("the server is shutting down; try again, or elsewhere")
+        control = self._control
+        if control is not None and control.generation != self._generation:
+            # Once any worker serves a catalogue, all do: a client that saw it at one must not be told otherwise by the next.
+            with self._served:
+                self._served.wait_for(lambda: self._generation >= control.generation or self.is_draining, _PATIENCE)
+        catalogue = self._catalogue
         if catalogue is None:
             raise Unavailable("the server is still loading its datasets; try again shortly")
         return catalogue
@@ -150,12 +175,30 @@ class TensorService:
                     field="max_concurrent_reads",
                     value=self._settings.max_concurrent_reads,
                 )
-            self._reading += 1
+            self._place(call)
+            self._count(+1)
         try:
             yield from self._read(request, call).messages(call, self._settings)
         finally:
             with self._lock:
-                self._reading -= 1
+                self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._reading += change
+        if self._control is not None:
+            self._control.report(self._worker, self._reading)
+
+    def _place(self, call: Call) -> None:
+        """Send a client that can go elsewhere to another worker, where this one has more to do.
+
+        The kernel spreads connections over workers by a hash of their addresses: of four clients on two workers all four land on one
+        in an eighth of all cases, and only three in eight are spread evenly. A client that says it can connect anew is asked to.
+        """
+        if self._control is None or self._settings.workers < 2 or not call.may_move:
+            return
+        least = min(reads for worker, reads in enumerate(self._control.reads()) if worker != self._worker)
+        if self._reading > least:
+            raise Rebalance(f"worker {self._worker} serves {self._reading} reads, another one {least}")
 
     @property
     def free_reads(self) -> int:
@@ -179,7 +222,10 @@ class TensorService:
         message_bytes = (
             max(least, min(request.max_message_bytes, self._settings.max_message_bytes)) if request.max_message_bytes else aim
         )
-        return TileRead(image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes)
+        compression = compression_from_proto(request.compression)
+        return TileRead(
+            image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes, compression
+        )
 
     def _view(self, key: str, message: view_pb2.View, call: Call) -> tuple[Image, TensorView, ResolvedPlan, bool]:
         """The image, the view, what it shows (in the stored dtype where flat values are wanted) and whether flat values are wanted."""

@@ -18,6 +18,7 @@ PREFIX = "OME_TENSOR_"
 
 # Name, least, most. A message's upper bound is Arrow's and gRPC's comfort, not a size to recommend.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("workers", 1, 1024),
     ("batch_bytes", 1, 64 << 20),
     ("max_message_bytes", 1, 256 << 20),
     ("max_request_bytes", 1, 256 << 20),
@@ -41,6 +42,9 @@ class Settings:
     Attributes:
         listen: ``HOST:PORT``; port 0 takes a free one.
         insecure: Allow plain text beyond this host. Without it only loopback addresses are bound.
+        workers: Processes that share the port and one copy of the pixels.
+        store: Folder for datasets as Arrow files, which workers share and a restart maps; empty: none for one worker, and for several
+            shared memory where it fits, else the user's cache folder.
         batch_bytes: Aim of a message's size. About 1 MiB measured best: smaller pays per message, larger misses the cache (PERFORMANCE).
         max_request_bytes: Largest request message.
         max_tile_bytes: Largest tile that may be asked for; reading a whole view is not bounded by it, since that comes in slabs.
@@ -58,6 +62,8 @@ class Settings:
 
     listen: str = "127.0.0.1:50051"
     insecure: bool = False
+    workers: int = 1
+    store: str = ""
     batch_bytes: int = 1 << 20
     max_request_bytes: int = 4 << 20
     max_tile_bytes: int = 2 << 30

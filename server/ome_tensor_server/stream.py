@@ -43,6 +43,12 @@ def check_tiles(tiles: TileSequence, dtype: np.dtype, settings: Settings) -> Non
     A whole view is one tile too, but the one that comes in slabs anyway; it is bounded by the image.
     """
     if tiles.total > settings.max_tiles:
+        if tiles.tiling.origins is not None:
+            raise LimitExceeded(
+                f"the request lists {tiles.total} windows; this server reads at most {settings.max_tiles} at once (max_tiles)",
+                field="tiling.windows",
+                value=tiles.total,
+            )
         raise LimitExceeded(
             f"the view has {tiles.total} tiles; this server reads at most {settings.max_tiles} at once",
             field="tiling",
@@ -58,7 +64,7 @@ def check_tiles(tiles: TileSequence, dtype: np.dtype, settings: Settings) -> Non
     if tiles.tiling.edge == "pad":
         tiles.tiling.pad_value(dtype)
     nbytes = math.prod(tiles.shape) * dtype.itemsize
-    if tiles.tiling.kind in ("tiles", "tiles_3d") and nbytes > settings.max_tile_bytes:
+    if tiles.tiling.kind in ("tiles", "tiles_3d", "windows") and nbytes > settings.max_tile_bytes:
         raise LimitExceeded(
             f"a tile of shape {tiles.shape} is {nbytes} bytes; this server sends at most {settings.max_tile_bytes} (max_tile_bytes)",
             field="tiling",
@@ -79,6 +85,7 @@ class TileRead:
         start_slab: Slabs of the first tile to skip.
         tiles_per_batch: As asked; 0 for the server's choice.
         message_bytes: Aim of a message's size.
+        compression: ``none``, ``lz4`` or ``zstd``.
     """
 
     image: Image
@@ -90,6 +97,7 @@ class TileRead:
     start_slab: int
     tiles_per_batch: int
     message_bytes: int
+    compression: str = "none"
 
     def messages(self, call: Call, settings: Settings) -> Iterator[bytes]:
         """The stream's messages. Ends early, without the end-of-stream marker, when nobody wants it any more."""
@@ -108,7 +116,8 @@ class TileRead:
         rows = min(self.tiles_per_batch, len(tiles))
         if rows > 1 and (in_slabs or rows > _MOST_ROWS or rows * math.prod(largest) * itemsize > settings.max_message_bytes):
             raise LimitExceeded(
-                f"tiles_per_batch {self.tiles_per_batch} is too many for tiles of shape {largest}: a batch is one message, of at most "
+                f"tiles_per_batch (batch_size) {self.tiles_per_batch} is too many for tiles of shape {largest}: that is "
+                f"{rows * math.prod(largest) * itemsize} bytes, and a batch is one message, of at most "
                 f"{settings.max_message_bytes} bytes (max_message_bytes) and {_MOST_ROWS} tiles",
                 field="tiles_per_batch",
                 value=self.tiles_per_batch,
@@ -162,7 +171,11 @@ class TileRead:
                     yield message.finish()
                 raise damaged.error from None
             gathered = time.perf_counter()
-            data = message.finish(queue_us=_us(began - queued), gather_us=_us(gathered - made), encode_us=_us(made - began))
+            encoding = made - began
+            if self.compression != "none":
+                message.compress(self.compression)
+                encoding += time.perf_counter() - gathered
+            data = message.finish(queue_us=_us(began - queued), gather_us=_us(gathered - made), encode_us=_us(encoding))
             del message
             call.tiles += unit.tile_count
             first = None

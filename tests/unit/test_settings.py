@@ -35,6 +35,8 @@ def test_defaults() -> None:
         ("insecure", "Yes", True, False),
         ("insecure", "off", False, True),
         ("insecure", " 1 ", True, False),
+        ("workers", "4", 4, 2),
+        ("store", "/var/lib/ome-tensor", "/var/lib/ome-tensor", "/tmp/store"),
         ("batch_bytes", "4096", 4096, 8192),
         ("max_request_bytes", "1_000", 1000, 1),
         ("max_tile_bytes", "1", 1, 2),
