@@ -21,12 +21,16 @@ from ome_tensor.errors import (
     Unavailable,
 )
 from ome_tensor.watchdog import Watchdog
-from ome_tensor_proto.methods import METHODS
+from ome_tensor_proto.methods import MAY_MOVE, METHODS
 from ome_tensor_proto.status import from_rpc_error
 
+from .compression import Advisor
 from .options import Options, checked_target
 
 __all__ = ["Backoff", "Connection"]
+
+#: Old connections kept while calls may still run on them; a read that outlasts so many moves resumes elsewhere.
+_CHANNELS_LEFT = 16
 
 M = TypeVar("M", bound=Message)
 
@@ -97,8 +101,10 @@ class Connection:
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
         self.watchdog = self._new_watchdog()
+        self.advisor = Advisor()
         # Channels of a parent process: destroying one after a fork would wait for threads that only the parent has.
         self._inherited: list[grpc.Channel] = []
+        self._left: list[grpc.Channel] = []
         _connections.add(self)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -111,9 +117,12 @@ class Connection:
         """Begin anew in a child: threads, and locks that another thread held, stayed with the parent."""
         self._lock = threading.Lock()
         self.watchdog = self._new_watchdog()
+        self.advisor = Advisor()
         if self._channel is not None:
             self._inherited.append(self._channel)
             self._channel = None
+        self._inherited += self._left
+        self._left = []
 
     @property
     def channel(self) -> grpc.Channel:
@@ -126,8 +135,9 @@ class Connection:
     def close(self) -> None:
         """Close the channel; the next call opens another."""
         with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
+            channels = [*self._left, *([] if self._channel is None else [self._channel])]
+            self._left, self._channel = [], None
+        for channel in channels:
             channel.close()
             _closed_one()
 
@@ -161,13 +171,28 @@ class Connection:
                 raise error  # The caller's whole patience is spent.
             backoff.pause(error)
 
-    def stream(self, name: str, request: Message) -> Any:
+    def stream(self, name: str, request: Message, *, may_move: bool = False) -> Any:
         """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``.
 
         It has no deadline of its own, since a read may last for hours: the watchdog ends a wait for a single message.
+
+        Args:
+            name: The method's name in the contract.
+            request: Its request.
+            may_move: Whether the server may answer Rebalance; the caller then calls :meth:`reconnect` and tries again.
         """
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(METHODS[name].path)
-        return method(request.SerializeToString())
+        return method(request.SerializeToString(), metadata=((MAY_MOVE, "1"),) if may_move else None)
+
+    def reconnect(self) -> None:
+        """Make the next call open a connection of its own; calls in progress go on over the old one."""
+        with self._lock:
+            if self._channel is not None:
+                self._left.append(self._channel)
+                self._channel = None
+            # Closing one would end its calls; some are still being read.
+            while len(self._left) > _CHANNELS_LEFT:
+                self._left.pop(0)
 
     def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
         """This project's error for gRPC's; one about the connection names the target."""

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from ome_tensor.errors import InvalidArgument
 
-__all__ = ["Options", "checked_target"]
+__all__ = ["COMPRESSIONS", "Options", "checked_target"]
+
+#: What :attr:`Options.compression` may be.
+COMPRESSIONS = ("none", "lz4", "zstd", "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +24,15 @@ class Options:
             backoff; 0 for none.
         prefetch_bytes: Bound on the bytes that ``prefetch=n`` reads ahead in one iterator.
         message_bytes: Size of a message to ask for; 0 for the server's choice (about 1 MiB).
+        compression: Of pixels on their way: ``none``, ``lz4``, ``zstd``, or ``auto``: whichever brings them sooner over this link, measured while
+            reading (see :mod:`ome_tensor_client.compression`).
     """
 
     timeout: float = 60.0
     retry_for: float = 10.0
     prefetch_bytes: int = 64 << 20
     message_bytes: int = 0
+    compression: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("timeout", "retry_for"):
@@ -41,6 +47,12 @@ class Options:
             value = getattr(self, name)
             if value < least:
                 raise InvalidArgument(f"{name} must be at least {least}: {value!r}", field=name, value=value)
+        if self.compression not in COMPRESSIONS:
+            raise InvalidArgument(
+                f"compression must be one of {', '.join(COMPRESSIONS)}, not {self.compression!r}",
+                field="compression",
+                value=self.compression,
+            )
 
 
 def checked_target(target: str) -> str:

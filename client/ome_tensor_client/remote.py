@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ome_tensor.batches import BatchArray, batch_in_layout
 from ome_tensor.errors import BrokenStream
 from ome_tensor.exports import TensorExports, in_layout
 from ome_tensor.layout import AXES, apply_layout
@@ -22,10 +23,11 @@ from ome_tensor.selection import Region, Selection, as_index
 from ome_tensor.slabs import split_into_slabs
 from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
 from ome_tensor.view import TensorView
-from ome_tensor_proto.codec import order_to_proto, plan_to_proto, selection_from_proto, tiling_to_proto
+from ome_tensor_proto.codec import compression_to_proto, order_to_proto, plan_to_proto, selection_from_proto, tiling_to_proto
 from ome_tensor_proto.listing import image_from_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .received import uniform_batches, whole_tiles
 from .tile_stream import TileStream
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["RemoteSource"]
 
 TileAndArray = tuple[Tile, np.ndarray]
+
+#: Windows listed in one request: some 400 KiB for images of common sizes, 2.5 MiB at most; a server takes 4 MiB.
+_MOST_WINDOWS = 65_536
 
 
 class RemoteSource:
@@ -128,6 +133,7 @@ class RemotePixels:
             AXES,
             None if arrow else dtype,
         )
+        compression = self.connection.options.compression
         return pb.ReadTilesRequest(
             keys=[self.key],
             view=plan_to_proto(plan, mode="arrow" if arrow else "numpy"),
@@ -135,6 +141,8 @@ class RemotePixels:
             order=order_to_proto(order),
             if_version=self.version,
             max_message_bytes=self.connection.options.message_bytes,
+            # Decided by the stream itself, read by read.
+            compression=compression_to_proto("none" if compression == "auto" else compression),
         )
 
 
@@ -198,38 +206,78 @@ class RemoteView(TensorView):
         )
 
     def _delivered(self, stream: TileStream, numbered: TileSequence, contiguous: bool, arrow: bool) -> Iterator[TileAndArray]:
-        for tile, block in _whole_tiles(stream, numbered):
+        for tile, block in whole_tiles(stream, numbered):
             yield tile, block.reshape(-1) if arrow else in_layout(block, self._resolved.layout, contiguous)
 
+    def _batches(self, tiling: Tiling, order: Order, size: int, *, contiguous: bool, prefetch: int) -> Iterator[BatchArray]:
+        shown = self._resolved.shown
+        if shown.size == 0:
+            return super()._batches(tiling, order, size, contiguous=contiguous, prefetch=prefetch)
+        if order.shuffle and order.seed is None:
+            order = replace(order, seed=secrets.randbits(64))
+        running = _Running()
+        found = self._arriving(TileSequence(shown, tiling, order), size, contiguous, running)
+        if not prefetch:
+            return found
+        return Prefetcher(
+            found,
+            prefetch,
+            max_bytes=self.pixels.connection.options.prefetch_bytes,
+            size=lambda batch: batch.array.nbytes,
+            cancel=running.cancel,
+        )
 
-def _whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[TileAndArray]:
-    """Tiles as they arrive, those in slabs put together, each checked to be the one that its number says."""
-    assembled: np.ndarray | None = None
-    with closing(stream):
-        for batch in stream:
-            columns = {name: column.tolist() for name, column in batch.columns.items()}
-            places = zip(*(columns[name] for name in ("t", "z", "y", "x", "valid_z", "valid_h", "valid_w")), strict=True)
-            for row, (number, got) in enumerate(zip(columns["tile"], places, strict=True)):
-                if not 0 <= number < numbered.total:
-                    raise BrokenStream(f"tile {number} arrived of a view with {numbered.total}")
-                tile = numbered.tile(number, batch.first_position + row)
-                s = tile.selection
-                wanted = (s.t[0] if s.t else -1, s.z[0] if s.z else -1, s.y, s.x, len(s.z), s.h, s.w)
-                if got != wanted:
-                    raise BrokenStream(f"tile {number} arrived with (t, z, y, x, depth, height, width) {got}, not {wanted}")
-                block = batch.pixels[row]
-                if stream.header.slabs:
-                    # The reader has seen to it that slabs come in order and without gaps.
-                    if assembled is None:
-                        assembled = np.empty(tile.shape, block.dtype)
-                    first = columns["offset"][row]
-                    end = first + block.size
-                    if end > assembled.size or (batch.tile_count == 1) != (end == assembled.size):
-                        raise BrokenStream(f"tile {number} of {assembled.size} elements arrived up to {end}")
-                    assembled.reshape(-1)[first:end] = block.reshape(-1)
-                    if batch.tile_count == 0:
-                        continue
-                    block, assembled = assembled, None
-                if block.shape != tile.shape:
-                    raise BrokenStream(f"tile {number} arrived as {block.shape}, not {tile.shape}")
-                yield tile, block
+    def _arriving(self, tiles: TileSequence, size: int, contiguous: bool, running: _Running) -> Iterator[BatchArray]:
+        """Batches as messages bring them."""
+        resolved, start = self._resolved, tiles.order.start
+        for first, count, part, order, numbers in _requests(tiles, size):
+            if running.stopped:
+                return
+            request = self.pixels.request(resolved.shown, resolved.dtype, part, order, arrow=False)
+            request.tiles_per_batch = min(size, 2**32 - 1)
+            stream = running.begin(TileStream(self.pixels.connection, request, count))
+            numbered = TileSequence(resolved.shown, part)
+            for position, given, table, pixels in uniform_batches(stream, numbered, size, count):
+                if numbers is not None:
+                    if not np.array_equal(given, np.arange(position, position + len(given))):
+                        raise BrokenStream(f"windows arrived in another order than listed, from position {position} on")
+                    given = numbers[position : position + len(given)]
+                    position += start + first
+                array = batch_in_layout(pixels, resolved.layout, contiguous)
+                yield BatchArray(array, given, position, table[:, :4], table[:, 4:])
+
+
+def _requests(tiles: TileSequence, size: int) -> Iterator[tuple[int, int, Tiling, Order, np.ndarray | None]]:
+    """What to ask for: index of the first tile, number of tiles, tiling, order, and of windows their numbers in the whole list.
+
+    The order of tiles is the server's to compute. A list of windows is ordered here: only what this reader is to get of it is sent, in requests
+    that every server takes, each of whole batches.
+    """
+    tiling, expected = tiles.tiling, len(tiles)
+    if tiling.origins is None:
+        if expected:
+            yield 0, expected, tiling, tiles.order, None
+        return
+    step = max(1, _MOST_WINDOWS // size) * size
+    for first in range(0, expected, step):
+        numbers = tiles.numbers(first, step)
+        yield first, len(numbers), replace(tiling, origins=tiling.origins.take(numbers)), Order(), numbers
+
+
+class _Running:
+    """The stream that is being read, of a read that takes several: so that any thread can end it, and no other begins."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._stream: TileStream | None = None
+
+    def begin(self, stream: TileStream) -> TileStream:
+        self._stream = stream
+        if self.stopped:
+            stream.cancel()
+        return stream
+
+    def cancel(self) -> None:
+        self.stopped = True
+        if self._stream is not None:
+            self._stream.cancel()

@@ -9,13 +9,19 @@ from typing import Any
 
 import grpc
 
-from ome_tensor.errors import BrokenStream, Cancelled, DeadlineExceeded, OmeTensorError, Unavailable
+from ome_tensor.errors import BrokenStream, Cancelled, DeadlineExceeded, OmeTensorError, Rebalance, Unavailable
+from ome_tensor_proto.codec import compression_to_proto
 from ome_tensor_proto.reader import BatchReader, TileBatch
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .compression import Tuner
 from .connection import Backoff, Connection
 
 __all__ = ["TileStream"]
+
+#: How often a read connects anew because another worker of the server has less to do. The kernel picks a worker by chance each time, so a few tries
+#: find a free one of two almost surely; after that a busy one is better than none.
+_MOST_MOVES = 8
 
 #: What must not differ between the calls of one read.
 _SAME = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
@@ -35,10 +41,17 @@ class _Read:
         self.remaining = expected
         self.header: pb.ReadTilesHeader | None = None
         self.retries = 0
+        self.moves = _MOST_MOVES
         self.stop = threading.Event()
         self.call: Any = None
         self.timed_out = False
         self.waiting_since: float | None = None
+        self.waited = 0.0
+        self.tuner: Tuner | None = None
+        if connection.options.compression == "auto":
+            dataset = request.keys[0].partition("/")[0]
+            self.tuner = Tuner(connection.advisor, dataset)
+            self.request.compression = compression_to_proto(self.tuner.codec)
 
     def expire(self) -> None:
         """No message came in time."""
@@ -54,7 +67,7 @@ class _Read:
     def begin(self) -> Iterator[bytes]:
         """The messages of a call for what has not arrived yet."""
         self.timed_out = False
-        self.call = self.connection.stream("ReadTiles", self.request)
+        self.call = self.connection.stream("ReadTiles", self.request, may_move=self.moves > 0)
         if self.stop.is_set():
             self.call.cancel()
         while True:
@@ -64,8 +77,18 @@ class _Read:
             except StopIteration:
                 return
             finally:
+                self.waited = time.monotonic() - self.waiting_since
                 self.waiting_since = None
             yield message
+
+    def tune(self, batch: TileBatch) -> bool:
+        """Whether what comes after this batch should be asked for anew, with another compression."""
+        # Near the end there is nothing to win.
+        if self.tuner is None or self.remaining == 0 or not self.tuner.saw(batch, self.waited):
+            return False
+        self.request.compression = compression_to_proto(self.tuner.codec)
+        self.cancel_call()
+        return True
 
     def check(self, header: pb.ReadTilesHeader) -> None:
         """A read must be the one that was asked for, and a resumed one the one that was begun."""
@@ -164,6 +187,7 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
     try:
         while True:
             arrived = False
+            error: OmeTensorError | None = None
             order = read.request.order
             reader = BatchReader(start=order.start, start_slab=order.start_slab)
             try:
@@ -175,9 +199,13 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
                     if batch is not None:
                         arrived = True
                         read.advance(batch)
+                        anew = read.tune(batch)
                         yield batch
-                reader.finish()
-                return
+                        if anew:
+                            break
+                else:
+                    reader.finish()
+                    return
             except grpc.RpcError as rpc_error:
                 error = read.error_of(rpc_error)
             except BrokenStream as broken:
@@ -187,6 +215,12 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
                 read.call = None
             if read.stop.is_set():
                 return
+            if error is None:
+                continue
+            if isinstance(error, Rebalance):
+                read.moves -= 1
+                read.connection.reconnect()
+                continue
             if isinstance(error, DeadlineExceeded) and not arrived:
                 raise error
             if arrived:

@@ -63,7 +63,7 @@ def test_serve_says_where_and_ends_cleanly_on_a_signal(path: Path, number: signa
 
 def test_serve_takes_a_folder_and_settings_from_the_environment(path: Path) -> None:
     bad = {"OME_TENSOR_LOG_FORMAT": "prose"}
-    assert "log_format must be one of text, json" in failed(ome_tensor("serve", path.parent, environment=bad))
+    assert "OME_TENSOR_LOG_FORMAT must be one of text, json" in failed(ome_tensor("serve", path.parent, environment=bad))
     assert "OME_TENSOR_BATCH_BYTES must be a whole number" in failed(
         ome_tensor("serve", path, environment={"OME_TENSOR_BATCH_BYTES": "many"})
     )
@@ -74,7 +74,7 @@ def test_serve_refuses_a_path_that_is_not_there_or_not_parquet(path: Path, tmp_p
     assert "does not exist" in failed(ome_tensor("serve", tmp_path / "nothing"))
     text = tmp_path / "notes.txt"
     text.write_text("not Parquet")
-    assert "is not a Parquet file" in failed(ome_tensor("serve", path, text))
+    assert "is not a Parquet or Arrow file" in failed(ome_tensor("serve", path, text))
 
 
 def test_serve_refuses_a_port_in_use(path: Path) -> None:
@@ -216,7 +216,7 @@ def test_demo_used_wrongly(tmp_path: Path) -> None:
     done = ome_tensor("demo", "--data", text, "-o", tmp_path / "x.png")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line == f"error: the server did not start: {text} is not a Parquet file"
+    assert line == f"error: the server did not start: {text} is not a Parquet or Arrow file"
 
 
 def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path) -> None:

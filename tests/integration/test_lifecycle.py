@@ -131,6 +131,7 @@ class Reader(threading.Thread):
                         self._go_on.wait(60)
         except Exception as error:
             self.error = error
+            self._begun.abort()
 
 
 def readers_of(server: ServerProcess, count: int) -> tuple[list[Reader], threading.Event]:
@@ -139,7 +140,10 @@ def readers_of(server: ServerProcess, count: int) -> tuple[list[Reader], threadi
     readers = [Reader(server.target, started, go_on, prefetch=number % 3) for number in range(count)]
     for reader in readers:
         reader.start()
-    started.wait(30)
+    try:
+        started.wait(30)
+    except threading.BrokenBarrierError:
+        raise AssertionError(f"not all readers began: {[reader.error for reader in readers]}") from None
     return readers, go_on
 
 

@@ -51,15 +51,13 @@ def cut(**sizes: int) -> view_pb2.Tiling:
     return view_pb2.Tiling(tiles=view_pb2.TilesCut(**sizes))
 
 
-WINDOWS = view_pb2.Tiling(windows=view_pb2.WindowsCut(t=1, z=1, h=4, w=4, origins=[view_pb2.WindowOrigin(y=1)]))
+WINDOWS = view_pb2.Tiling(windows=view_pb2.WindowsCut(h=4, w=4, origin_y=[1], origin_x=[0], image=[1]))
 SPANS = view_pb2.Order(spans=[view_pb2.PositionSpan(first=0, count=1)])
 UNBUILT = {
     "several images": ({"keys": ["image", "image"]}, "keys"),
-    "lz4": ({"compression": pb.COMPRESSION_LZ4}, "compression"),
-    "zstd": ({"compression": pb.COMPRESSION_ZSTD}, "compression"),
     "pyramid": ({"pyramid_level": 1}, "pyramid_level"),
     "checksum": ({"checksum": pb.CHECKSUM_KIND_CRC32C}, "checksum"),
-    "windows": ({"tiling": WINDOWS}, "tiling.windows"),
+    "windows of another image": ({"tiling": WINDOWS}, "tiling.windows.image"),
     "spans": ({"order": SPANS}, "order.spans"),
 }
 

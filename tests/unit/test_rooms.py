@@ -32,9 +32,9 @@ PACKAGES = {package for package, _ in ROOMS.values()}
 HEAVY = "torch jax pandas matplotlib tifffile PIL zarr pydantic typer rich ome_arrow ome_tensor_server".split()
 
 PUBLIC = {
-    ome_tensor: """BrokenStream Cancelled Channel DLPackTensor DatasetChanged DatasetNotFound DeadlineExceeded DeviceUnavailable
+    ome_tensor: """BatchArray BrokenStream Cancelled Channel DLPackTensor DatasetChanged DatasetNotFound DeadlineExceeded DeviceUnavailable
         ImageMeta ImageNotFound InvalidArgument InvalidRecord InvalidSelection LazyTensorView LimitExceeded MissingDependency
-        NotSupported OmeTensorError Overloaded ServerError TensorView TileArray Unavailable""",
+        NotSupported OmeTensorError Overloaded Rebalance ServerError TensorView TileArray Unavailable""",
     ome_tensor_client: "Client Options connect",
 }
 

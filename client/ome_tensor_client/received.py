@@ -1,0 +1,121 @@
+"""From a stream's batches to tiles and to training batches, each row checked to be the tile that its number says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+
+from ome_tensor.errors import BrokenStream
+from ome_tensor.tiling import Tile, TileSequence
+from ome_tensor_proto.reader import TileBatch
+
+from .tile_stream import TileStream
+
+__all__ = ["uniform_batches", "whole_tiles"]
+
+_PLACE = ("t", "z", "y", "x", "valid_z", "valid_h", "valid_w")
+
+
+def whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[tuple[Tile, np.ndarray]]:
+    """Tiles as they arrive, those in slabs put together.
+
+    Raises:
+        BrokenStream: a row is not the tile that its number says.
+    """
+    assembly = _Assembly()
+    with closing(stream):
+        for batch in stream:
+            _check_places(batch, numbered)
+            for row, number in enumerate(batch.columns["tile"].tolist()):
+                tile = numbered.tile(number, batch.first_position + row)
+                block = assembly.add(batch, number, tile.shape) if stream.header.slabs else batch.pixels[row]
+                if block is None:
+                    continue
+                if block.shape != tile.shape:
+                    raise BrokenStream(f"tile {number} arrived as {block.shape}, not {tile.shape}")
+                yield tile, block
+
+
+def uniform_batches(
+    stream: TileStream, numbered: TileSequence, size: int, expected: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of ``size`` tiles of one shape (the last one may be smaller), each the array of one message.
+
+    Args:
+        stream: A read that asked for as many tiles a batch.
+        numbered: The enumeration that its numbers are of.
+        size: Tiles a batch.
+        expected: Number of tiles that must come.
+
+    Yields:
+        The position of the first tile, their numbers, their places (as :meth:`TileSequence.table`), and their (N, T, Z, C, H, W) pixels.
+
+    Raises:
+        BrokenStream: a row is not the tile that its number says, or a batch is of another size.
+    """
+    assembly = _Assembly()
+    shape = numbered.shape
+    short = False
+    with closing(stream):
+        for batch in stream:
+            if short:
+                raise BrokenStream("a batch of too few tiles arrived before the last one")
+            table = _check_places(batch, numbered)
+            numbers = batch.columns["tile"]
+            pixels = batch.pixels
+            if stream.header.slabs:
+                # A tile that is a batch, and larger than a message.
+                block = assembly.add(batch, int(numbers[0]), shape)
+                if block is None:
+                    continue
+                pixels = [block]
+            if isinstance(pixels, list):
+                pixels = np.stack(pixels) if len({block.shape for block in pixels}) == 1 else np.empty(0, np.uint8)
+            if pixels.shape[1:] != shape:
+                raise BrokenStream(f"a batch arrived as {pixels.shape}, not as tiles of {shape}")
+            # Before a tile that cannot be read its server sends what is good of the batch; the error comes next.
+            short = len(pixels) != min(size, expected)
+            if short:
+                continue
+            expected -= len(pixels)
+            yield batch.first_position, numbers, table, pixels
+
+
+def _check_places(batch: TileBatch, numbered: TileSequence) -> np.ndarray:
+    """The rows' places, (n, 7) as :meth:`TileSequence.table`; BrokenStream where they are not those of the tiles of their numbers."""
+    numbers = batch.columns["tile"]
+    inside = (numbers >= 0) & (numbers < numbered.total)
+    if not inside.all():
+        raise BrokenStream(f"tile {numbers[~inside][0]} arrived of a view with {numbered.total}")
+    wanted = numbered.table(numbers)
+    got = np.stack([batch.columns[name] for name in _PLACE], axis=1)
+    if not np.array_equal(got, wanted):
+        row = int(np.argmax((got != wanted).any(axis=1)))
+        found, due = tuple(got[row].tolist()), tuple(wanted[row].tolist())
+        raise BrokenStream(f"tile {numbers[row]} arrived with (t, z, y, x, depth, height, width) {found}, not {due}")
+    return wanted
+
+
+class _Assembly:
+    """A tile that arrives in slabs. The reader has seen to it that they come in order and without gaps."""
+
+    def __init__(self) -> None:
+        self._block: np.ndarray | None = None
+
+    def add(self, batch: TileBatch, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Take in the next slab; the tile where that was its last."""
+        slab = batch.pixels[0]
+        if self._block is None:
+            self._block = np.empty(shape, slab.dtype)
+        block = self._block
+        first = int(batch.columns["offset"][0])
+        end = first + slab.size
+        if end > block.size or (batch.tile_count == 1) != (end == block.size):
+            raise BrokenStream(f"tile {number} of {block.size} elements arrived up to {end}")
+        block.reshape(-1)[first:end] = slab.reshape(-1)
+        if batch.tile_count == 0:
+            return None
+        self._block = None
+        return block
