@@ -38,7 +38,7 @@ fmt: $(VENV)/.stamp-check ## mend what ruff can mend, and format
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: $(VENV)/.stamp-test ## measure the engine against upstream and NumPy, the stream, and the import
+bench: $(VENV)/.stamp-test ## measure the engine, the stream, its peers on the wire (those that are installed), and the import
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: proto

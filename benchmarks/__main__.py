@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ALL = ("engine", "stream", "imports")
+_ALL = ("engine", "stream", "wire", "imports")
 
 
 def main() -> int:

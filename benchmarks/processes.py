@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MemoryWatch", "ServerProcess", "cpu_seconds", "rss_bytes", "serving"]
+__all__ = ["MemoryWatch", "ServerProcess", "cpu_seconds", "family", "private_bytes", "rss_bytes", "serving"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -70,6 +70,28 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
+def private_bytes(pid: int) -> int:
+    """Resident memory now, less what is mapped from files or shared with others: a mapped dataset is not a process's own."""
+    _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    return (int(resident) - int(shared)) * _PAGE
+
+
+def family(*pids: int) -> list[int]:
+    """Processes and all their children's children: a server's workers are its too."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # ended meanwhile
+            children.setdefault(parent, []).append(int(folder.name))
+    found = list(pids)
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time so far, user and system, all threads; to a hundredth of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -82,21 +104,23 @@ class MemoryWatch:
     Args:
         pids: The processes.
         every: Seconds between samples: short against a stream of seconds, long against the samples' own cost.
+        of: What to sample: :func:`rss_bytes` or :func:`private_bytes`.
 
     Attributes:
         before, peak: Bytes of each process at the start, and the most seen since.
     """
 
-    def __init__(self, *pids: int, every: float = 0.01) -> None:
+    def __init__(self, *pids: int, every: float = 0.01, of: Callable[[int], int] = rss_bytes) -> None:
         self._every = every
+        self._of = of
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory-watch", daemon=True)
-        self.before: dict[int, int] = {pid: rss_bytes(pid) for pid in pids}
+        self.before: dict[int, int] = {pid: of(pid) for pid in pids}
         self.peak = dict(self.before)
 
     def _look(self) -> None:
         for pid in self.peak:
-            self.peak[pid] = max(self.peak[pid], rss_bytes(pid))
+            self.peak[pid] = max(self.peak[pid], self._of(pid))
 
     def _sample(self) -> None:
         while not self._stop.wait(self._every):
