@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.integration.images import random_pixels, record_of, write_image
@@ -102,6 +101,7 @@ def test_a_batch_is_the_message(client: Client, pixels: np.ndarray) -> None:
     assert batch.array.base is not None
     assert not batch.array.flags.owndata
     assert batch.array.ctypes.data % 16 == 0
+    torch = pytest.importorskip("torch")
     tensor = torch.from_dlpack(batch)
     assert tensor.data_ptr() == batch.array.ctypes.data
     tensor.zero_()

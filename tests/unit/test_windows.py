@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.integration.images import random_pixels, record_of
@@ -189,6 +188,7 @@ def test_batches_are_tiles(
 def test_a_batch_is_a_dlpack_producer() -> None:
     """The tensor shares its memory, which nobody else has."""
     first, second = itertools.islice(VIEW.iter_batches(tile_size=(5, 6), batch_size=2), 2)
+    torch = pytest.importorskip("torch")
     tensor = torch.from_dlpack(first)
     assert tuple(tensor.shape) == first.shape == (2, 3, 5, 2, 5, 6)
     assert tuple(first.__dlpack_device__()) == (1, 0)
