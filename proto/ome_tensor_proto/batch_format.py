@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -75,6 +75,8 @@ class BatchFormat:
         metadata: What the schema says of the view, without the prefix ``ome_tensor.``: ``layout``, ``shape``, ``key``,
             ``dataset_version``. (``version`` and ``dtype`` are added.)
         schema: The Arrow schema.
+        schema_bytes: The same as the first message of an Arrow IPC stream.
+        layouts: Where writers keep what the messages of this format have in common; of the format, since many short streams share one.
     """
 
     tile_shape: tuple[int, ...]
@@ -82,6 +84,8 @@ class BatchFormat:
     variable: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     schema: pa.Schema = field(init=False, compare=False, repr=False)
+    schema_bytes: bytes = field(init=False, compare=False, repr=False)
+    layouts: dict[Any, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.tile_shape) != 5:
@@ -89,6 +93,7 @@ class BatchFormat:
         if not self.variable and self.wire_elements(self.tile_shape) > _MAX_ELEMENTS:
             raise LimitExceeded(f"a tile of shape {self.tile_shape} is too large for one row", field="tile_shape")
         object.__setattr__(self, "schema", self._make_schema())
+        object.__setattr__(self, "schema_bytes", self.schema.serialize().to_pybytes())
 
     @classmethod
     def of(
@@ -103,9 +108,8 @@ class BatchFormat:
         dataset_version: str,
     ) -> BatchFormat:
         """A server's format: the view's layout and shape (in layout order), the image's canonical key and its dataset's
-        version."""
-        metadata = {"layout": layout, "shape": json.dumps(list(shape)), "key": key, "dataset_version": dataset_version}
-        return cls(tuple(tile_shape), dtype, variable, metadata)
+        version. The same object for the same arguments, as long as they are among the last few."""
+        return _server_format(tuple(tile_shape), dtype, variable, layout, tuple(shape), key, dataset_version)
 
     @classmethod
     def from_schema(cls, schema: pa.Schema, tile_shape: Sequence[int]) -> BatchFormat:
@@ -231,6 +235,15 @@ def _same_storage(found: pa.DataType, wanted: pa.DataType) -> bool:
             and shape.list_size == wanted.field(1).type.list_size
         )
     return bool(found == wanted)
+
+
+@lru_cache(maxsize=256)
+def _server_format(
+    tile_shape: tuple[int, ...], dtype: np.dtype[Any], variable: bool, layout: str, shape: tuple[int, ...], key: str, version: str
+) -> BatchFormat:
+    # Kept, since making a schema takes longer than reading a small tile, and reads of one image are alike.
+    metadata = {"layout": layout, "shape": json.dumps(list(shape)), "key": key, "dataset_version": version}
+    return BatchFormat(tile_shape, dtype, variable, metadata)
 
 
 @cache

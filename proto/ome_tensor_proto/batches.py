@@ -42,8 +42,8 @@ __all__ = ["MessageWriter", "TileWriter"]
 
 Header: TypeAlias = tensor_service_pb2.ReadTilesHeader
 
-# A stream has few batch sizes (the usual one, the last one); their layouts are kept.
-_LAYOUTS_KEPT = 8
+# Streams of one format have few kinds of message (the usual one, the first, the last); their layouts are kept.
+_LAYOUTS_KEPT = 32
 
 # Offsets of Arrow's lists are int32.
 _MAX_ELEMENTS = 2**31 - 1
@@ -94,8 +94,7 @@ class TileWriter:
 
     def __init__(self, format: BatchFormat) -> None:
         self.format = format
-        self._schema: bytes = format.schema.serialize().to_pybytes()
-        self._layouts: dict[int, _Layout] = {}
+        self._schema = format.schema_bytes
         self._codec: pa.Codec | None = None
 
     def opening(self, header: Header, *, last: bool = False) -> bytes:
@@ -174,12 +173,12 @@ class TileWriter:
             if any(shape != format.tile_shape for shape in shapes):
                 wrong = next(shape for shape in shapes if shape != format.tile_shape)
                 raise InvalidArgument(f"a tile of shape {wrong} in a stream of {format.tile_shape}", field="tiles")
-            plain = header is None and not last
-            kept = self._layouts.get(count) if plain else None
+            encoded = b"" if header is None else header.SerializeToString()
+            kept = format.layouts.get((count, encoded, last))
             if kept is None:
                 kept = self._layout(count, count * format.wire_elements(format.tile_shape), header, last)
-                if plain and len(self._layouts) < _LAYOUTS_KEPT:
-                    self._layouts[count] = kept
+                if len(format.layouts) < _LAYOUTS_KEPT:
+                    format.layouts[count, encoded, last] = kept
             layout = kept
         # See the module's docstring: no other reference to these bytes may exist.
         stream = io.BytesIO(bytes(layout.size))

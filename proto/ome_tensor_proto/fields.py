@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ome_tensor.errors import InvalidArgument, InvalidSelection
@@ -40,15 +39,20 @@ def word_of(
     raise error(f"{path} {value} is not one of: {', '.join(table)}", field=path, value=value)
 
 
-@contextmanager
-def located(path: str) -> Iterator[None]:
-    """Name the field's path in the message instead of the domain's argument."""
-    try:
-        yield
-    except InvalidArgument as error:
-        if error.field is not None and error.field.startswith(path):
-            raise
-        raise type(error)(error.message, field=path, value=error.value) from error
+class located:  # noqa: N801  read as a word at the head of a block, where contextlib's generators would take a fifth of a small request's time
+    """In its block an error names the field's path in the message instead of the domain's argument."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidArgument) and (error.field is None or not error.field.startswith(self._path)):
+            raise type(error)(error.message, field=self._path, value=error.value) from error
 
 
 def int64(value: int, name: str) -> int:

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from .v1 import tensor_service_pb2
 
-__all__ = ["MAY_MOVE", "METHODS", "SERVICE", "Method", "methods_of"]
+__all__ = ["MAY_MOVE", "METHODS", "ONE_MESSAGE", "SERVICE", "Method", "methods_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,11 @@ def methods_of(service: ServiceDescriptor) -> Mapping[str, Method]:
 #: Metadata of a ReadTiles call whose client will open another connection where the server answers REBALANCE. Clients that do not send it are never
 #: asked to.
 MAY_MOVE = "ome-tensor-may-move"
+
+#: Metadata of a ReadTiles call whose client expects one message. On the wire a stream of one message is what the answer of a unary call is, so both
+#: sides may leave out what streams need: a fifth of the time of a small read (0.66 ms instead of 0.81 for 128 KiB). A server that does not know it
+#: streams; one that does refuses, with this as the field, a read that takes more messages.
+ONE_MESSAGE = "ome-tensor-one-message"
 
 _DESCRIPTOR = tensor_service_pb2.DESCRIPTOR.services_by_name["TensorService"]
 

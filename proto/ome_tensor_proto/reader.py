@@ -16,6 +16,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class BatchReader:
     Args:
         start: The position at which the read was asked to begin (``Order.start``).
         start_slab: The slab of that position's tile at which it was asked to begin (``start_slab``).
+        pixels_only: Leave ``columns`` empty, for a read of a single tile, whose place is known. There must be no slabs then.
 
     Attributes:
         header: The stream's header, once the first message has arrived.
@@ -88,7 +90,8 @@ class BatchReader:
         complete: Whether the end-of-stream marker has arrived.
     """
 
-    def __init__(self, *, start: int = 0, start_slab: int = 0) -> None:
+    def __init__(self, *, start: int = 0, start_slab: int = 0, pixels_only: bool = False) -> None:
+        self._columns = {} if pixels_only else COLUMNS
         self.header: tensor_service_pb2.ReadTilesHeader | None = None
         self.format: BatchFormat | None = None
         self.tiles = 0
@@ -171,10 +174,12 @@ class BatchReader:
         return batch
 
     def _begin(self, schema: pa.Buffer, header: tensor_service_pb2.ReadTilesHeader) -> None:
-        self._schema = pa.ipc.read_schema(schema)
-        self.format = format = BatchFormat.from_schema(self._schema, header.tile_shape)
+        self._schema, format = _read_schema(schema.to_pybytes(), tuple(header.tile_shape))
+        self.format = format
         if header.dtype != format.dtype.name:
             raise BrokenStream(f"the header's dtype is {header.dtype}, the schema's {format.dtype.name}")
+        if header.slabs and not self._columns:
+            raise BrokenStream("slabs came where none may")
         if header.slabs and not format.variable:
             raise BrokenStream("slabs came with a schema for whole tiles")
         # The very columns we would write (their types are checked): then every buffer's place among the others is known.
@@ -200,7 +205,7 @@ class BatchReader:
                 _check_sizes(message, end, found)
             buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema)
         rows = buffers.rows
-        columns = {name: buffers.values(_COLUMN_BUFFERS[name], dtype, (rows,)) for name, dtype in COLUMNS.items()}
+        columns = {name: buffers.values(_COLUMN_BUFFERS[name], dtype, (rows,)) for name, dtype in self._columns.items()}
         pixels: Array | list[Array]
         if format.variable:
             pixels = _blocks(format, buffers)
@@ -232,6 +237,13 @@ class BatchReader:
         self.tiles += tiles
         if self.tiles > self.header.tile_count:
             raise BrokenStream(f"the stream announced {self.header.tile_count} tiles and brings more")
+
+
+@lru_cache(maxsize=256)
+def _read_schema(data: bytes, tile_shape: tuple[int, ...]) -> tuple[pa.Schema, BatchFormat]:
+    # Kept, since this takes longer than all else about a small read, and reads of one image are alike.
+    schema = pa.ipc.read_schema(pa.py_buffer(data))
+    return schema, BatchFormat.from_schema(schema, tile_shape)
 
 
 class _Memory:

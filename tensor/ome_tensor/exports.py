@@ -114,8 +114,9 @@ class TensorExports(TileIteration):
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             contiguous: Copy a permuted layout into C order.
-            mode: ``numpy``: tensor-shaped; shares memory with :meth:`to_numpy`. ``arrow``: the flat stored values of the one plane or
-                chunk that is selected, copied.
+            mode: ``numpy``: tensor-shaped; on the CPU it shares memory with :meth:`to_numpy` where that needs no copy: to be read, not written.
+                It is exported read-only to consumers that ask for DLPack 1.0; older ones cannot be told, and torch does not heed it: use
+                :meth:`to_torch`. ``arrow``: the flat stored values of the one plane or chunk that is selected, copied.
 
         Raises:
             InvalidArgument: an unknown device or mode; a selection that ``mode="arrow"`` cannot give.
@@ -132,8 +133,9 @@ class TensorExports(TileIteration):
         return DLPackTensor(array, shared=not copied) if where.kind == "cpu" else upload(array, where)
 
     def to_torch(self, *, device: str = "cpu", contiguous: bool = True, mode: str = "arrow") -> Any:
-        """The view as a torch tensor; arguments as in :meth:`to_dlpack`."""
-        return to_torch(self.to_dlpack(device=device, contiguous=contiguous, mode=mode))
+        """The view as a torch tensor in memory of its own, to be written to at will; arguments as in :meth:`to_dlpack`."""
+        tensor = self.to_dlpack(device=device, contiguous=contiguous, mode=mode)
+        return to_torch(tensor.private() if isinstance(tensor, DLPackTensor) else tensor)
 
     def to_jax(self, *, device: str = "cpu", contiguous: bool = True, mode: str = "arrow") -> Any:
         """The view as a JAX array; arguments as in :meth:`to_dlpack`."""

@@ -1,7 +1,8 @@
 """Handing pixels on: DLPack objects, torch tensors, JAX arrays, CUDA. Frameworks are imported when used, never before.
 
 DLPack: https://dmlc.github.io/dlpack/latest/python_spec.html. torch writes through a DLPack object that is flagged read-only, so whatever is
-handed out here is *private* memory (a gathered copy or a received message), never a dataset's.
+handed out here is *private* memory (a gathered copy or a received message), never a dataset's. Memory that a view keeps and shows again may be shared
+with a consumer who asks for DLPack, and is flagged then; torch never gets it (:meth:`DLPackTensor.private`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class DLPackTensor:
 
     Args:
         array: The array; its memory stays alive as long as any consumer needs it.
-        shared: Whether a view keeps the same memory: it is then flagged read-only for consumers that can be told (DLPack 1.0).
+        shared: Whether a view keeps the same memory: it is then flagged read-only for consumers that can be told (those that ask for DLPack 1.0).
     """
 
     __slots__ = ("_array", "_shared")
@@ -74,6 +75,11 @@ class DLPackTensor:
     def dtype(self) -> np.dtype:
         """NumPy dtype of the elements."""
         return self._array.dtype
+
+    def private(self) -> DLPackTensor:
+        """The same tensor in memory that nobody else has, for a consumer who may write: a copy where a view keeps this one, else itself."""
+        # In the order in which it lies: a permuted tensor stays one.
+        return DLPackTensor(self._array.copy(order="K")) if self._shared else self
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _KDLCPU

@@ -127,17 +127,28 @@ class PixelIndex:
         """See :meth:`ome_tensor.pixels.Pixels.gather`."""
         if out.size == 0:
             return
+        # Whoever names another dtype than the image's has asked for numpy.astype, from what is stored.
+        fitting = not self.blocks.all_fit and out.dtype == self.meta.dtype
         if self._dense is not None:
+            if fitting:
+                self.blocks.check_fit(self._planes_of(selection))
             copy_dense(self._dense, selection, out)
         elif self._cells is not None:
-            self._gather_grid(selection, out)
+            self._gather_grid(selection, out, fitting)
         else:
-            self._gather_scattered(selection, out)
+            self._gather_scattered(selection, out, fitting)
 
-    def _gather_grid(self, s: Selection, out: np.ndarray) -> None:
+    def _planes_of(self, s: Selection) -> set[int]:
+        """The blocks of a dense image that a selection touches."""
         assert self._cells is not None
         assert self._block is not None
-        cells, array = self._cells, self.blocks.array
+        block_at, nz = self._cells.item, self._block[0]
+        return {block_at(t, c, z // nz, 0, 0) for t in s.t for c in s.c for z in s.z}
+
+    def _gather_grid(self, s: Selection, out: np.ndarray, fitting: bool) -> None:
+        assert self._cells is not None
+        assert self._block is not None
+        cells, window = self._cells, self.blocks.window
         nz, ny, nx = self._block
         z_runs = _runs(s.z, nz)
         y_runs = _spans(s.y, s.h, ny)
@@ -151,9 +162,9 @@ class PixelIndex:
                             block = plane_cells.item(gz, gy, gx)
                             if block < 0:
                                 self._missing(t, gz * nz + z_from.start, c, gy * ny, gx * nx)
-                            out[it, z_to, ic, y_to, x_to] = array(block)[z_from, y_from, x_from]
+                            out[it, z_to, ic, y_to, x_to] = window(block, z_from, y_from, x_from, fitting=fitting)
 
-    def _gather_scattered(self, s: Selection, out: np.ndarray) -> None:
+    def _gather_scattered(self, s: Selection, out: np.ndarray, fitting: bool) -> None:
         assert self._by_plane is not None
         blocks = self.blocks
         nothing = np.empty(0, np.int64)
@@ -177,9 +188,14 @@ class PixelIndex:
                                 field=blocks.what,
                             )
                         covered[target] = True
-                        out[(it, iz, ic, *target)] = blocks.array(block)[
-                            want - int(blocks.z[block]), y0 - by : y1 - by, x0 - bx : x1 - bx
-                        ]
+                        depth = want - int(blocks.z[block])
+                        out[(it, iz, ic, *target)] = blocks.window(
+                            int(block),
+                            slice(depth, depth + 1),
+                            slice(y0 - by, y1 - by),
+                            slice(x0 - bx, x1 - bx),
+                            fitting=fitting,
+                        )[0]
                     if not covered.all():
                         hole_y, hole_x = (int(i[0]) for i in np.nonzero(~covered))
                         self._missing(t, want, c, s.y + hole_y, s.x + hole_x)

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 from .errors import InvalidArgument
 
-__all__ = ["ImageKey", "format_key", "parse_key"]
+__all__ = ["ImageKey", "check_name", "format_key", "parse_key"]
 
 #: A row fits in 64 bits, whoever sends it.
 _MOST_DIGITS = 18
@@ -45,14 +45,35 @@ def format_key(dataset: str, column: str | None = None, row: int | None = None) 
     return "/".join(parts)
 
 
+def check_name(value: object, field: str, what: str) -> str:
+    """A name as it can be sent: text, without the halves of characters that Python makes of bytes which are no text (a shell's ``$'\\xff'``).
+
+    Args:
+        value: What a caller gave.
+        field: The argument, for the error.
+        what: What it names, for the message.
+
+    Raises:
+        InvalidArgument: not text, or not valid text.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{what} must be text, not {type(value).__name__}: {value!r}", field=field, value=value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{what} {value!r} is not valid text: {value[error.start]!r} is no character", field=field, value=repr(value)
+        ) from None
+    return value
+
+
 def parse_key(key: str) -> ImageKey:
     """Take a key apart.
 
     Raises:
-        InvalidArgument: empty parts, more than three parts, or a row that is not a number from 0.
+        InvalidArgument: not text, empty parts, more than three parts, or a row that is not a number from 0.
     """
-    if not isinstance(key, str):
-        raise InvalidArgument(f"image key must be text, not {type(key).__name__}", field="key", value=key)
+    check_name(key, "key", "image key")
     parts = key.split("/")
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise InvalidArgument(

@@ -13,6 +13,7 @@ __all__ = ["AXES", "apply_layout", "check_layout", "default_layout", "normalize_
 
 AXES = "TZCHW"
 _ALIASES = str.maketrans({"Y": "H", "X": "W"})
+_WRITTEN = str.maketrans({"H": "Y", "W": "X"})
 
 
 def normalize_layout(layout: object) -> str | None:
@@ -58,8 +59,13 @@ def check_layout(selection: Selection, layout: str, channel_policy: str) -> None
     for axis in dropped:
         letter = AXES[axis]
         if shape[axis] != 1 and not (letter == "C" and drops_channels(selection, layout, channel_policy)):
+            # Upstream's letters, and those that a caller of this project has more likely written.
+            written = layout.translate(_WRITTEN)
             raise InvalidArgument(
-                f"layout '{layout}' drops non-singleton dimension '{letter}' of size {shape[axis]}.", field="layout", value=layout
+                f"layout '{layout}'{f' ({written})' if written != layout else ''} drops non-singleton dimension '{letter}' of size "
+                f"{shape[axis]}.",
+                field="layout",
+                value=layout,
             )
 
 

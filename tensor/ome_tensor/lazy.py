@@ -48,6 +48,9 @@ class Source(Protocol):
     def collect(self, opened: TensorExports) -> TensorView:
         """The view with its pixels in reach of this process."""
 
+    def read(self, arguments: Arguments) -> tuple[TensorExports, TensorView]:
+        """``open`` and ``collect`` in one step, where nobody has been told the view's shape yet: what a server can answer in one round trip."""
+
 
 class LocalSource:
     """A source in this process: the seed's ``loader`` and ``resolver`` arguments.
@@ -71,6 +74,11 @@ class LocalSource:
         """See :meth:`Source.collect`."""
         assert isinstance(opened, TensorView)
         return opened
+
+    def read(self, arguments: Arguments) -> tuple[TensorView, TensorView]:
+        """See :meth:`Source.read`."""
+        opened = self.open(arguments)
+        return opened, opened
 
 
 class LazyTensorView(TensorExports):
@@ -182,7 +190,11 @@ class LazyTensorView(TensorExports):
         if self._collected is None:
             with self._lock:
                 if self._collected is None:
-                    self._collected = self._source.collect(self._open())
+                    if self._opened is None:
+                        self._opened, self._collected = self._source.read(dict(self._arguments))
+                    else:
+                        # What has been said of the view, its shape, must be of the same version as its pixels.
+                        self._collected = self._source.collect(self._opened)
         return self._collected
 
     def _open(self) -> TensorExports:

@@ -6,7 +6,7 @@ import array as packed
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,15 +122,28 @@ def _flatten(lists: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
 
 
 class BytesPayload:
-    """Pixels as bytes, each chunk with its dtype and compression; a chunk without bytes may have a list instead."""
+    """Pixels as bytes, each chunk with its dtype and compression; a chunk without bytes may have a list instead.
+
+    Args:
+        chunks: The chunks.
+        fallback: Dtype of those that name none.
+        cache: Where decompressed ones are kept.
+        name: A chunk by number, for errors.
+
+    Raises:
+        InvalidRecord: an unknown dtype or compression, or no bytes at all.
+    """
 
     bytes_backed = True
 
-    def __init__(self, chunks: pa.StructArray, fallback: np.dtype, cache: ChunkCache) -> None:
+    def __init__(
+        self, chunks: pa.StructArray, fallback: np.dtype, cache: ChunkCache, name: Callable[[int], str] = "chunk {}".format
+    ) -> None:
+        self._name = name
         names = {field.name for field in chunks.type}
         column = chunks.field("pixel_bytes")
         if not isinstance(column, (pa.BinaryArray, pa.LargeBinaryArray)):
-            column = column.cast(pa.large_binary())
+            column = _cast(column, pa.large_binary(), "chunks.pixel_bytes")
         wide = isinstance(column, pa.LargeBinaryArray)
         _, offsets, data = column.buffers()
         count = len(column)
@@ -181,7 +194,7 @@ class BytesPayload:
         limit = self._cache.max_chunk_bytes
         if limit is not None and nbytes > limit:
             raise LimitExceeded(
-                f"chunk {block} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
+                f"{self._name(block)} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
                 field="chunks",
                 value=nbytes,
             )
@@ -193,12 +206,13 @@ class BytesPayload:
         except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidRecord(
-                f"chunk {block}: its {codec} bytes do not decompress: {why}", field="chunks.pixel_bytes"
+                f"{self._name(block)}: its {codec} bytes do not decompress: {why}", field="chunks.pixel_bytes"
             ) from error
         if buffer.size != nbytes or more:
             found = "more" if more else f"only {buffer.size // dtype.itemsize}"
             raise InvalidRecord(
-                f"chunk {block}: pixels length != expected {expected}: its {codec} bytes hold {found}", field="chunks.pixel_bytes"
+                f"{self._name(block)}: pixels length != expected {expected}: its {codec} bytes hold {found}",
+                field="chunks.pixel_bytes",
             )
         values: np.ndarray = np.frombuffer(buffer, dtype)
         return values
@@ -212,10 +226,17 @@ def _dictionary(chunks: pa.StructArray, name: str, names: set[str], parse: Any) 
     if name not in names or chunks.field(name).type == pa.null():
         return [parse(None)], np.zeros(len(chunks), np.int64)
     # Nulls become a value of their own: "no compression", "the image's dtype".
-    encoded = chunks.field(name).cast(pa.string()).dictionary_encode(null_encoding="encode")
+    encoded = _cast(chunks.field(name), pa.string(), f"chunks.{name}").dictionary_encode(null_encoding="encode")
     return [parse(text) for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy(zero_copy_only=False).astype(
         np.int64
     )
+
+
+def _cast(column: pa.Array, wanted: pa.DataType, field: str) -> pa.Array:
+    try:
+        return column.cast(wanted)
+    except pa.ArrowException as error:
+        raise InvalidRecord(f"{field} cannot be {column.type}", field=field, value=str(column.type)) from error
 
 
 def _codec(name: str | None) -> str | None:
@@ -228,16 +249,33 @@ def _codec(name: str | None) -> str | None:
 
 
 class ObjectPayload:
-    """The Python sequences of a dict, each turned into an array once, when first asked for."""
+    """The Python sequences of a dict, each turned into an array once, when first asked for; of a flat list only the rows asked for at first.
+
+    Args:
+        entries: The dict's planes or chunks.
+        what: Which of them.
+        fallback: Dtype of byte payloads that name none.
+        cache: Where decompressed chunks are kept.
+        name: A block by number, for errors.
+    """
 
     dtype: np.dtype | None = None
 
-    def __init__(self, entries: Sequence[Mapping[str, Any]], what: str, fallback: np.dtype, cache: ChunkCache) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        what: str,
+        fallback: np.dtype,
+        cache: ChunkCache,
+        name: Callable[[int], str] = "block {}".format,
+    ) -> None:
         self._entries = entries
         self._what = what
         self._fallback = fallback
         self._arrays: dict[int, np.ndarray] = {}
+        self._converted: dict[int, int] = {}
         self._cache = cache
+        self._name = name
         self.bytes_backed = any(entry.get("pixel_bytes") is not None for entry in entries)
 
     def length(self, block: int) -> None:
@@ -249,12 +287,48 @@ class ObjectPayload:
             array = self._arrays[block] = self._read(block, expected)
         return array
 
+    def window(self, block: int, shape: tuple[int, int, int], z: slice, y: slice, x: slice) -> np.ndarray | None:
+        """A part of a block, converted for itself; ``None`` where the whole block is at hand, or is the way to it.
+
+        A ROI needs few rows of a megapixel plane, and turning Python's integers into numbers is what reading a dict costs. Once that has been done
+        for as many values as the block has, the block is converted and kept: reading it over and over in parts costs at most twice its conversion.
+
+        Args:
+            block: Its number.
+            shape: Its size in elements, ZYX.
+            z, y, x: The part, counted in the block; steps of 1.
+        """
+        if block in self._arrays:
+            return None
+        entry = self._entries[block]
+        pixels, (depth, height, width) = entry.get("pixels"), shape
+        size = depth * height * width
+        if not isinstance(pixels, list) or len(pixels) != size or entry.get("pixel_bytes") is not None:
+            return None
+        part = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+        converted = self._converted.get(block, 0) + part[0] * part[1] * part[2]
+        if converted >= size:
+            return None
+        self._converted[block] = converted
+        chosen: list[Any] = []
+        for at_z in range(z.start, z.stop):
+            for row in range((at_z * height + y.start) * width, (at_z * height + y.stop) * width, width):
+                chosen += pixels[row + x.start : row + x.stop]
+        try:
+            return np.frombuffer(packed.array("q", chosen), np.int64).reshape(part)
+        except (TypeError, OverflowError):
+            return None  # Not integers, or beyond 64 bits: for the whole to judge.
+
     def _read(self, block: int, expected: int) -> np.ndarray:
         entry = self._entries[block]
         raw = entry.get("pixel_bytes")
         if raw is not None:
-            one = pa.array([{"pixel_bytes": raw, "dtype": entry.get("dtype"), "compression": entry.get("compression")}])
-            return BytesPayload(one, self._fallback, self._cache).values(0, expected)
+            try:
+                one = pa.array([{"pixel_bytes": raw, "dtype": entry.get("dtype"), "compression": entry.get("compression")}])
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                field = f"{self._what}[{block}].pixel_bytes"
+                raise InvalidRecord(f"{field} is not bytes with the names of a dtype and a compression", field=field) from error
+            return BytesPayload(one, self._fallback, self._cache, lambda _: self._name(block)).values(0, expected)
         try:
             values = _numbers(entry.get("pixels")).reshape(-1)
         except (TypeError, ValueError):

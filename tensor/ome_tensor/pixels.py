@@ -28,7 +28,8 @@ class Pixels(Protocol):
         """Write the selection's pixels into ``out``, a writable TZCYX array of the selection's shape, cast as ``numpy.astype`` does.
 
         Raises:
-            InvalidRecord: a needed block is missing, doubled or damaged. ``out`` may have been written in part.
+            InvalidRecord: a needed block is missing, doubled or damaged, or, where ``out`` is of the image's own dtype, a block that is read stores
+                a value that this dtype cannot hold. ``out`` may have been written in part.
         """
 
     def flat_values(self, selection: Selection) -> np.ndarray:

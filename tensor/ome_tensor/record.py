@@ -8,7 +8,8 @@ https://github.com/WayScience/ome-arrow (``ome_arrow.meta.OME_ARROW_STRUCT``).
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -124,13 +125,16 @@ def field_of(record: Record, name: str) -> Any:
 
 
 def _plain(record: Record, name: str) -> Any:
-    """A small field as Python objects, ``None`` where missing. Never for pixels."""
+    """A small field as Python objects, ``None`` where missing, or where Python cannot hold it (text that is no UTF-8). Never for pixels."""
     value = field_of(record, name)
-    return value.as_py() if isinstance(value, pa.Scalar) else value
+    try:
+        return value.as_py() if isinstance(value, pa.Scalar) else value
+    except (ValueError, OverflowError, pa.ArrowException):
+        return None
 
 
 def read_meta(record: Record) -> ImageMeta:
-    """Metadata of one record.
+    """Metadata of one record. What reading pixels does not need, and is not what it should be, counts as absent: a color of text, for example.
 
     Raises:
         InvalidRecord: ``pixels_meta`` missing, a size that is not a positive integer, an unknown pixel type.
@@ -139,7 +143,12 @@ def read_meta(record: Record) -> ImageMeta:
     if not isinstance(pixels, Mapping):
         raise InvalidRecord("pixels_meta is missing from the OME-Arrow record", field="pixels_meta")
     extent = Extent(*(_size(pixels, axis) for axis in "tzcyx"))
-    grid = _plain(record, "chunk_grid") or {}
+    grid = _plain(record, "chunk_grid")
+    if not isinstance(grid, Mapping):
+        grid = {}
+    channels = pixels.get("channels")
+    if not isinstance(channels, (Sequence, np.ndarray)):
+        channels = ()
     return ImageMeta(
         extent=extent,
         dtype=dtype_of_pixel_type(pixels.get("type")),
@@ -150,7 +159,7 @@ def read_meta(record: Record) -> ImageMeta:
         acquired=_time(record),
         physical_size=tuple(_number(pixels.get(f"physical_size_{axis}")) for axis in "zyx"),  # type: ignore[arg-type]
         physical_unit=tuple(_text(pixels.get(f"physical_size_{axis}_unit")) for axis in "zyx"),  # type: ignore[arg-type]
-        channels=tuple(_channel(entry) for entry in pixels.get("channels") or () if isinstance(entry, Mapping)),
+        channels=tuple(_channel(entry) for entry in channels if isinstance(entry, Mapping)),
         grid=_grid(grid),
         chunk_order=_text(grid.get("chunk_order")).strip().upper() or "ZYX",
     )
@@ -160,7 +169,7 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
     value = pixels.get(f"size_{axis}")
     try:
         size = int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         size = 0
     if size > _LARGEST_SIZE:
         raise InvalidRecord(
@@ -176,22 +185,22 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
 
 
 def _grid(grid: Mapping[str, Any]) -> ChunkGrid | None:
-    y, x = grid.get("chunk_y"), grid.get("chunk_x")
-    if y is None or x is None:
+    y, x, z, c, t = (_integer(grid.get(f"chunk_{axis}")) for axis in "yxzct")
+    # Sizes that are not positive stay, for the error of whoever counts in them.
+    if y is None or x is None or max(y, x) > _LARGEST_SIZE:
         return None
-    z, c, t = (grid.get(f"chunk_{axis}") for axis in "zct")
-    return ChunkGrid(int(y), int(x), *(1 if size is None else int(size) for size in (z, c, t)))
+    return ChunkGrid(y, x, *(1 if size is None or size > _LARGEST_SIZE else size for size in (z, c, t)))
 
 
 def _channel(entry: Mapping[str, Any]) -> Channel:
-    color = entry.get("color_rgba")
+    color = _integer(entry.get("color_rgba"))
     return Channel(
         _text(entry.get("id")),
         _text(entry.get("name")),
         _number(entry.get("emission_um")),
         _number(entry.get("excitation_um")),
         _text(entry.get("illumination")),
-        None if color is None else int(color) & 0xFFFFFFFF,
+        None if color is None else color & 0xFFFFFFFF,
     )
 
 
@@ -199,7 +208,10 @@ def _time(record: Record) -> datetime.datetime | None:
     value = field_of(record, "acquisition_datetime")
     if isinstance(value, pa.TimestampScalar):
         # Nanoseconds do not fit in a datetime; a microscope's clock does not have them either.
-        value = value.cast(pa.timestamp("us", value.type.tz), safe=False).as_py()
+        try:
+            value = value.cast(pa.timestamp("us", value.type.tz), safe=value.type.unit != "ns").as_py()
+        except (ValueError, OverflowError, pa.ArrowException):
+            return None  # A year that Python does not have, or a time zone that this machine does not know.
     return value if isinstance(value, datetime.datetime) else None
 
 
@@ -208,4 +220,15 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _integer(value: object) -> int | None:
+    """A whole number, also one that is stored as a float."""
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return int(value) if isinstance(value, (float, np.floating)) and value.is_integer() else None

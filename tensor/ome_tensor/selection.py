@@ -44,6 +44,11 @@ Indices: TypeAlias = "range | tuple[int, ...]"
 
 RegionKind = Literal["roi", "roi3d", "2d", "2d_timelapse", "3d", "4d", "tile"]
 
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+#: Larger numbers are described: 77 digits are a line.
+_MOST_BITS_SHOWN = 256
+
 _ROI_ND_LENGTH = {"2d": 4, "2d_timelapse": 6, "3d": 6, "4d": 8}
 
 
@@ -120,21 +125,39 @@ def canonical_index(index: object, axis: str) -> Index:
 
     Raises:
         InvalidSelection: ``Unsupported t index type``, ``t indices must be integers`` (booleans are not integers here: ``True`` would
-            silently mean 1).
+            silently mean 1), or one beyond 64 bits, which no image has and no message holds.
     """
-    if index is None or type(index) is int:
+    if index is None:
         return index
+    if type(index) is int:
+        return _in_64_bits(index, axis)
     if isinstance(index, slice):
         return slice(*(None if part is None else slice_part(part, axis) for part in (index.start, index.stop, index.step)))
     if isinstance(index, range):
+        for end in index[:1], index[-1:]:
+            for item in end:
+                _in_64_bits(item, axis)
         return tuple(index)
     if isinstance(index, np.ndarray) and index.ndim == 1:
         if index.dtype.kind not in "iu" and index.size:
             raise InvalidSelection(f"{axis} indices must be integers, not {index.dtype}", field=axis, value=index)
-        return tuple(index.tolist())
+        return tuple(_in_64_bits(item, axis) for item in index.tolist())
     if isinstance(index, Sequence) and not isinstance(index, (str, bytes, bytearray)):
-        return tuple(exact_integer(item, f"{axis} indices must be integers", axis) for item in index)
-    return exact_integer(index, f"Unsupported {axis} index type", axis)
+        return tuple(_in_64_bits(exact_integer(item, f"{axis} indices must be integers", axis), axis) for item in index)
+    return _in_64_bits(exact_integer(index, f"Unsupported {axis} index type", axis), axis)
+
+
+def _in_64_bits(value: int, axis: str) -> int:
+    if not _INT64_MIN <= value <= _INT64_MAX:
+        text = _text_of(value)
+        raise InvalidSelection(f"{axis} index {text} out of range: it does not fit in 64 bits", field=axis, value=text)
+    return value
+
+
+def _text_of(number: int) -> str:
+    """Digits, but not thousands of them, which Python refuses to write."""
+    bits = number.bit_length()
+    return str(number) if bits <= _MOST_BITS_SHOWN else f"of {bits} bits"
 
 
 def slice_part(part: object, axis: str) -> int:
@@ -158,7 +181,12 @@ def _integers(values: object, field: str, wrong_length: str, lengths: tuple[int,
         raise InvalidSelection(f"{wrong_length}, not {values!r}", field=field, value=values)
     if len(values) not in lengths:
         raise InvalidSelection(f"{wrong_length} Got {len(values)} values: {values!r}", field=field, value=values)
-    return tuple(exact_integer(value, f"{field} entries must be integers", field) for value in values)
+    found = tuple(exact_integer(value, f"{field} entries must be integers", field) for value in values)
+    for value in found:
+        if not _INT64_MIN <= value <= _INT64_MAX:
+            text = _text_of(value)
+            raise InvalidSelection(f"{field} is out of bounds: value {text} does not fit in 64 bits", field=field, value=text)
+    return found
 
 
 def canonical_region(

@@ -8,6 +8,13 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MapRefusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MAP_REFUSAL_UNSPECIFIED: _ClassVar[MapRefusal]
+    MAP_REFUSAL_OTHER_HOST: _ClassVar[MapRefusal]
+    MAP_REFUSAL_NOT_ALLOWED: _ClassVar[MapRefusal]
+    MAP_REFUSAL_NO_FILE: _ClassVar[MapRefusal]
+
 class Compression(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     COMPRESSION_UNSPECIFIED: _ClassVar[Compression]
@@ -20,6 +27,10 @@ class ChecksumKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHECKSUM_KIND_UNSPECIFIED: _ClassVar[ChecksumKind]
     CHECKSUM_KIND_NONE: _ClassVar[ChecksumKind]
     CHECKSUM_KIND_CRC32C: _ClassVar[ChecksumKind]
+MAP_REFUSAL_UNSPECIFIED: MapRefusal
+MAP_REFUSAL_OTHER_HOST: MapRefusal
+MAP_REFUSAL_NOT_ALLOWED: MapRefusal
+MAP_REFUSAL_NO_FILE: MapRefusal
 COMPRESSION_UNSPECIFIED: Compression
 COMPRESSION_NONE: Compression
 COMPRESSION_LZ4: Compression
@@ -141,6 +152,34 @@ class ReadTilesRequest(_message.Message):
     checksum: ChecksumKind
     max_message_bytes: int
     def __init__(self, keys: _Optional[_Iterable[str]] = ..., view: _Optional[_Union[_view_pb2.View, _Mapping]] = ..., tiling: _Optional[_Union[_view_pb2.Tiling, _Mapping]] = ..., order: _Optional[_Union[_view_pb2.Order, _Mapping]] = ..., tiles_per_batch: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., pyramid_level: _Optional[int] = ..., if_version: _Optional[str] = ..., checksum: _Optional[_Union[ChecksumKind, str]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class MapDatasetRequest(_message.Message):
+    __slots__ = ("dataset", "nonce", "host_proof")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    HOST_PROOF_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    nonce: bytes
+    host_proof: bytes
+    def __init__(self, dataset: _Optional[str] = ..., nonce: _Optional[bytes] = ..., host_proof: _Optional[bytes] = ...) -> None: ...
+
+class MapDatasetResponse(_message.Message):
+    __slots__ = ("refusal", "dataset_version", "path", "inode", "size", "modified_ns", "host_proof")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DATASET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODIFIED_NS_FIELD_NUMBER: _ClassVar[int]
+    HOST_PROOF_FIELD_NUMBER: _ClassVar[int]
+    refusal: MapRefusal
+    dataset_version: str
+    path: str
+    inode: int
+    size: int
+    modified_ns: int
+    host_proof: bytes
+    def __init__(self, refusal: _Optional[_Union[MapRefusal, str]] = ..., dataset_version: _Optional[str] = ..., path: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., modified_ns: _Optional[int] = ..., host_proof: _Optional[bytes] = ...) -> None: ...
 
 class ReadTilesResponse(_message.Message):
     __slots__ = ("header", "first_position", "tile_count", "slab", "timings", "crc32c", "padding", "payload")
