@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,11 +20,11 @@ from ome_tensor_proto.methods import SERVICE
 
 from .catalogue import Catalogue, SourceFile, load_catalogue
 from .control import Control
-from .drain import ActiveCalls, wait_until_sent
+from .drain import ActiveCalls, stop_listening, wait_until_sent
 from .rpc import handlers
 from .service import TensorService
 from .settings import Settings, split_address
-from .store import Store
+from .store import Store, open_store
 
 __all__ = ["TensorServer"]
 
@@ -80,6 +79,7 @@ class TensorServer:
     def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
         self.settings = settings
         self.port = 0
+        self._shares_port = control is not None
         threads = settings.max_concurrent_reads + _METADATA_THREADS
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
@@ -90,7 +90,7 @@ class TensorServer:
             options=[
                 *_OPTIONS,
                 # Two servers on one port would each get half of the calls without a word, unless that is what is wanted.
-                ("grpc.so_reuseport", int(control is not None)),
+                ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20)),
             ],
         )
@@ -98,6 +98,7 @@ class TensorServer:
         self._calls = ActiveCalls()
         self._health = _Health()
         self._stopping = threading.Event()
+        self._store: Store | None = None
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.add_generic_rpc_handlers(
             (handlers(self._service.methods, self._calls, settings.max_request_bytes, settings.stall_seconds),)
@@ -137,17 +138,30 @@ class TensorServer:
                 value=self.settings.listen,
             )
         self._server.start()
+        self._service.open()
         return self.address
 
     def load(self, sources: Sequence[SourceFile]) -> Catalogue:
         """Load the datasets, then report SERVING. Raises what :func:`load_catalogue` does."""
         cache = ChunkCache(self.settings.decode_cache_bytes, self.settings.max_chunk_bytes)
-        store = Store(Path(self.settings.store)) if self.settings.store else None
-        if store is not None:
-            store.clean()
-        catalogue = load_catalogue(sources, cache, self._stopping.is_set, store)
+        if self._store is None:
+            # Kept: as long as it is there, no other server takes the datasets' files away.
+            self._store = self._open_store(sources)
+        if self._store is not None:
+            self._store.clean()
+        catalogue = load_catalogue(sources, cache, self._stopping.is_set, self._store)
         self.serve(catalogue)
         return catalogue
+
+    def _open_store(self, sources: Sequence[SourceFile]) -> Store | None:
+        try:
+            return open_store(self.settings.store, [source.path for source in sources])
+        except InvalidArgument as error:
+            if self.settings.store != "auto":
+                raise
+            # Nobody asked for one: a container without a writable folder serves all the same.
+            _log.warning("datasets are kept in this process's memory: %s", error)
+            return None
 
     def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
         """Serve these datasets from now on, and report SERVING. Reads that run go on with what they began with.
@@ -168,8 +182,11 @@ class TensorServer:
         patience = self.settings.grace_seconds if grace is None else grace
         deadline = time.monotonic() + patience
         self._stopping.set()
+        if self._shares_port and self.port:
+            # Whoever connects from now on reaches a worker that stays. A server on its own goes on to say that it is shutting down.
+            stop_listening(self.port)
         self._health.enter_graceful_shutdown()
-        self._service.is_draining = True
+        self._service.drain()
         # Connections stay open, and new calls are refused by the service, until what runs has arrived: gRPC's own stop closes a connection
         # behind its last call, which may cost a slow client the end of its stream.
         if self._calls.wait_until_none(patience):

@@ -2,115 +2,37 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
-import threading
-from collections import OrderedDict
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 
+from ome_tensor.arrow_file import ArrowImages, is_arrow, is_arrow_file
 from ome_tensor.blocks import ChunkCache
-from ome_tensor.errors import DatasetNotFound, ImageNotFound, InvalidArgument, InvalidRecord, OmeTensorError
+from ome_tensor.errors import DatasetNotFound, InvalidArgument, InvalidRecord, OmeTensorError
 from ome_tensor.keys import format_key, parse_key
 from ome_tensor.listing import DatasetInfo, ImageInfo
-from ome_tensor.pixels import StoredPixels
 from ome_tensor.record import read_meta
+from ome_tensor.tables import Image, ImageTable, LoadedTable, digest
 
-from .arrow_file import is_arrow_file, map_arrow_file
 from .logs import Fields
 from .parquet import is_parquet, read_parquet
-from .store import Store
-from .table import LoadedTable, digest
+from .sources import Source, read_source
+from .store import Store, is_full, is_store
 
-__all__ = ["Catalogue", "Dataset", "Image", "find_sources", "load_catalogue", "load_each"]
+__all__ = ["Catalogue", "Dataset", "find_sources", "load_catalogue", "load_each"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Indexes kept for each image column. An index costs about 100 bytes a chunk; a table of single cells has many small images.
-_INDEXES_KEPT = 4096
 
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image found by its key.
-
-    Attributes:
-        dataset: The dataset it is in.
-        key: Its canonical key.
-        column, row: The key's parts.
-        pixels: Its pixels, indexed when first read.
-    """
-
-    dataset: Dataset
-    key: str
-    column: str
-    row: int
-    pixels: StoredPixels
-
-    @property
-    def info(self) -> ImageInfo:
-        """What is said of it to a client."""
-        return ImageInfo(self.key, self.dataset.name, self.column, self.row, self.pixels.meta)
-
-
-class ImageColumn:
-    """One column of OME-Arrow records.
-
-    Args:
-        array: The records.
-        cache: Where decompressed chunks are kept.
-    """
-
-    def __init__(self, array: pa.ChunkedArray, cache: ChunkCache) -> None:
-        self._chunks: list[pa.StructArray] = array.chunks
-        self._starts: list[int] = []
-        rows = 0
-        for chunk in self._chunks:
-            self._starts.append(rows)
-            rows += len(chunk)
-        self.image_count = rows - array.null_count
-        self.row_count = rows
-        self._cache = cache
-        self._indexes: OrderedDict[int, StoredPixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def record(self, row: int) -> pa.StructScalar:
-        """The record at a row that exists; may be null."""
-        chunk = bisect.bisect_right(self._starts, row) - 1
-        return self._chunks[chunk][row - self._starts[chunk]]
-
-    def pixels(self, row: int) -> StoredPixels:
-        """The pixels at a row that holds an image. Raises InvalidRecord where its metadata is damaged."""
-        with self._lock:
-            pixels = self._indexes.get(row)
-            if pixels is None:
-                pixels = self._indexes[row] = StoredPixels(self.record(row), self._cache)
-                if len(self._indexes) > _INDEXES_KEPT:
-                    self._indexes.popitem(last=False)
-            else:
-                self._indexes.move_to_end(row)
-            return pixels
-
-    def is_valid(self) -> np.ndarray:
-        """For each row, whether it holds an image."""
-        return np.concatenate([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in self._chunks])
-
-    def only_row(self) -> int | None:
-        """The row of the only image, or ``None`` where there are several or none."""
-        if self.image_count != 1:
-            return None
-        return int(np.argmax(self.is_valid()))
-
-
-class Dataset:
-    """One registered file.
+class Dataset(ImageTable):
+    """One registered file: its images, and what is said of them.
 
     Args:
         name: Its name.
@@ -120,9 +42,7 @@ class Dataset:
     """
 
     def __init__(self, name: str, table: LoadedTable, source_name: str, cache: ChunkCache) -> None:
-        self.name = name
-        self.version = table.version
-        self.columns = {column: ImageColumn(array, cache) for column, array in table.images.items()}
+        super().__init__(name, table, cache)
         self._cells: dict[str, np.ndarray] = {}
         self.info = DatasetInfo(
             name=name,
@@ -134,48 +54,6 @@ class Dataset:
             resident_bytes=table.nbytes,
             source_name=source_name,
         )
-
-    def column(self, name: str | None) -> tuple[str, ImageColumn]:
-        """The named image column, or the only one. Raises ImageNotFound."""
-        if name is None:
-            if len(self.columns) > 1:
-                raise ImageNotFound(
-                    f"dataset {self.name!r} has {len(self.columns)} image columns; name one in the key, as "
-                    f"'{format_key(self.name, next(iter(self.columns)), 0)}' (columns: {', '.join(self.columns)})",
-                    field="key",
-                    value=self.name,
-                )
-            name = next(iter(self.columns))
-        if name not in self.columns:
-            raise ImageNotFound(
-                f"dataset {self.name!r} has no image column {name!r}; it has: {', '.join(self.columns)}", field="key", value=name
-            )
-        return name, self.columns[name]
-
-    def image(self, column: str | None, row: int | None) -> Image:
-        """One image. Raises ImageNotFound, or InvalidRecord where its metadata is damaged."""
-        name, images = self.column(column)
-        if row is None:
-            row = images.only_row()
-            if row is None:
-                raise ImageNotFound(
-                    f"dataset {self.name!r} has {images.image_count} images in column {name!r}; name a row in the key, as "
-                    f"'{format_key(self.name, None if len(self.columns) == 1 else name, 0)}'",
-                    field="key",
-                    value=self.name,
-                )
-        if row >= images.row_count or not images.record(row).is_valid:
-            why = (
-                f"it has rows 0 to {images.row_count - 1}"
-                if row >= images.row_count
-                else "that row holds no image in this column"
-            )
-            raise ImageNotFound(
-                f"no image at row {row} of column {name!r} of dataset {self.name!r}: {why}",
-                field="key",
-                value=format_key(self.name, name, row),
-            )
-        return Image(self, format_key(self.name, name, row), name, row, images.pixels(row))
 
     def places(self, column: str | None, first: int, count: int) -> list[tuple[int, str]]:
         """(row, column) of ``count`` images from the ``first`` on, by row and then by column; of one column only where it is named."""
@@ -201,6 +79,10 @@ class Dataset:
             return ImageInfo(key, self.name, column, row, read_meta(self.columns[column].record(row)))
         except OmeTensorError as error:
             return ImageInfo(key, self.name, column, row, None, error.message)
+        except Exception as error:
+            # Whatever is odd about one record: the others are still to be listed.
+            _log.exception(Fields("unexpected", image=key))
+            return ImageInfo(key, self.name, column, row, None, f"its metadata cannot be read ({type(error).__name__})")
 
 
 class Catalogue:
@@ -249,26 +131,35 @@ class SourceFile:
 def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
     """The files that paths name: a file itself, or every Parquet or Arrow file in a folder and below.
 
+    Hidden files and folders are left out, and so are stores.
+
     A dataset is named after its file, without ``.parquet``, ``.arrow`` or ``.feather`` and ``.ome``; one in a subfolder after its path below
     the folder, parts joined with dots.
 
     Raises:
-        InvalidArgument: a path that does not exist, a file of another kind, or two files of one name.
+        InvalidArgument: a path that does not exist, a file of another kind, a store, or two files of one name.
     """
     found: list[SourceFile] = []
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".") and _may_load(file)
-            )
+            if is_store(path):
+                raise InvalidArgument(
+                    f"{path} is a store of this server's, not a folder of images; serve the files it was made from",
+                    field="path",
+                    value=str(path),
+                )
+            files = sorted(file for file in _files(path) if file.is_file() and _may_load(file))
             found += [SourceFile(_name(file.relative_to(path)), file, named=False) for file in files]
         elif path.is_file():
-            if not _is_table(path):
+            if not _is_text(path):
+                raise InvalidArgument(f"the name of {str(path)!r} is not UTF-8; rename it", field="path", value=str(path))
+            if not _is_named_table(path):
                 raise InvalidArgument(f"{path} is not a Parquet or Arrow file", field="path", value=str(path))
             found.append(SourceFile(_name(Path(path.name)), path, named=True))
         else:
-            raise InvalidArgument(f"{path} does not exist", field="path", value=str(path))
+            what = "is not a file or a folder" if os.path.lexists(path) else "does not exist"
+            raise InvalidArgument(f"{path} {what}", field="path", value=str(path))
     by_name: dict[str, SourceFile] = {}
     for source in found:
         other = by_name.setdefault(source.name, source)
@@ -281,12 +172,44 @@ def find_sources(paths: Sequence[str | Path]) -> list[SourceFile]:
     return list(by_name.values())
 
 
+def _files(path: Path) -> Iterator[Path]:
+    """Files in a folder and below, but for hidden ones, hidden folders and stores: one may well lie beside what it was made from."""
+
+    def unreadable(error: OSError) -> None:
+        _log.warning("left out %s: %s", error.filename, error.strerror or error)
+
+    for name, folders, files in os.walk(path, onerror=unreadable):
+        here = Path(name)
+        folders[:] = [folder for folder in folders if not folder.startswith(".") and not is_store(here / folder)]
+        yield from (here / file for file in files if not file.startswith("."))
+
+
 def _is_table(path: Path) -> bool:
     return is_parquet(path) or is_arrow_file(path)
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a path can be said in UTF-8, which names in messages are."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_named_table(path: Path) -> bool:
+    """Whether a file that the user named is one to load; InvalidArgument where it cannot be read."""
+    try:
+        return _is_table(path)
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}", field="path", value=str(path)) from None
+
+
 def _may_load(file: Path) -> bool:
-    """Whether a file found in a folder is Parquet; one that cannot be read is left out, saying so."""
+    """Whether a file found in a folder is one to load; one that cannot be read is left out, saying so."""
+    if not _is_text(file):
+        _log.warning("left out %r: its name is not UTF-8", str(file))
+        return False
     try:
         return _is_table(file)
     except OSError as error:
@@ -303,10 +226,32 @@ def _name(relative: Path) -> str:
 
 
 def load_table(path: Path, store: Store | None) -> LoadedTable:
-    """A file's images: from the store where there is one, else in this process's memory (an Arrow file is mapped, not read)."""
+    """A file's images: from the store where there is one, else in this process's memory (an Arrow file is mapped, not read).
+
+    Also where a store that nobody asked for is full.
+
+    Raises:
+        InvalidRecord: it cannot be read, holds no images, or is being changed.
+        OSError: it cannot be opened, or the store is full.
+    """
     if store is not None:
-        return store.load(path).table()
-    return map_arrow_file(path, digest(path)) if is_arrow_file(path) else read_parquet(path)
+        try:
+            return store.load(path).table()
+        except OSError as error:
+            if not (store.is_optional and is_full(error)):
+                raise
+            _log.warning("%s is kept in this process's memory: store %s is full", path.name, store.folder)
+    return read_source(path, _read)
+
+
+def _read(source: Source) -> LoadedTable:
+    version = digest(source.file)
+    if is_arrow(source.file):
+        table = ArrowImages(source.path, source.file.fileno()).load(version)
+    else:
+        table = read_parquet(source.path, source.file, version)
+    source.check()
+    return table
 
 
 def load_each(

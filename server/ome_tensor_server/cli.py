@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,16 +17,20 @@ from typing import Annotated
 import typer
 
 from ome_tensor.errors import InvalidArgument
+from ome_tensor_proto.memory import keep_blocks
 
 from .app import TensorServer
 from .catalogue import SourceFile, find_sources
 from .logs import configure
-from .memory import keep_blocks
 from .settings import Settings, split_address
-from .store import Store, default_store
+from .store import open_store
 from .workers import Supervisor
 
 __all__ = ["register", "serve"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_FILES = 65_536
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +40,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="OME-Arrow Parquet files, or folders of them.", show_default=False)
+        list[Path],
+        # What cannot be read is this command's to say, in its own words.
+        typer.Argument(
+            metavar="PATH...", help="Parquet and Arrow files, or folders of them.", show_default=False, readable=False
+        ),
     ],
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.", show_default="127.0.0.1:50051")
@@ -41,7 +52,13 @@ def serve(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that share the port and the pixels.", show_default="1")] = None,
     store: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where datasets are kept as Arrow files, to be mapped at a restart.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Where datasets are kept as Arrow files, to be mapped; or none.", show_default="auto"
+        ),
+    ] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="Let clients on this host map datasets: auto, on or off.", show_default="auto")
     ] = None,
     batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size.", show_default="1 MiB")] = None,
     max_request_bytes: Annotated[int | None, typer.Option(help="Largest request.", show_default="4 MiB")] = None,
@@ -65,9 +82,12 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "paths"}
     settings = Settings.load(flags, os.environ)
-    sources = find_sources(paths)
     configure(settings.log_format, settings.log_level)
+    sources = find_sources(paths)
+    if not sources:
+        _log.warning("no Parquet or Arrow file in %s", ", ".join(map(str, paths)))
     keep_blocks()
+    _open_many_files()
     _check_address(settings.listen)
     server = _server(settings, sources)
     stop = threading.Event()
@@ -90,13 +110,22 @@ def serve(
         server.stop()
 
 
+def _open_many_files() -> None:
+    """A mapped dataset holds two files open, and the usual limit of 1,024 is one that every process may raise for itself."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _server(settings: Settings, sources: list[SourceFile]) -> TensorServer | Supervisor:
     """This process as the server, or as the supervisor of several."""
     if settings.workers == 1:
         return TensorServer(settings)
-    # Parquet's own compression is the least that decoding undoes: twice the files' size is a first guess of what must fit.
-    folder = Path(settings.store) if settings.store else default_store(2 * sum(source.path.stat().st_size for source in sources))
-    return Supervisor(settings, Store(folder))
+    store = open_store(settings.store, [source.path for source in sources])
+    assert store is not None  # Settings see to it.
+    return Supervisor(settings, store)
 
 
 def _load(server: TensorServer | Supervisor, sources: list[SourceFile], stop: threading.Event) -> None:

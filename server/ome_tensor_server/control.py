@@ -1,7 +1,8 @@
 """What all workers of one server agree on: which datasets there are, and how busy each worker is.
 
-A small file in memory that every worker maps. The catalogue is a JSON file beside it, replaced as a whole; a generation number tells workers when
-to read it again. How many reads a worker serves is a number of its own that only it writes, so none of this needs a lock.
+One anonymous file in memory, passed to the workers by descriptor: it has no name, so nobody cleans it away, and it is gone with the last
+process. Numbers at its head are mapped; the catalogue is JSON behind them. A generation number tells workers when to read it again. How many reads
+a worker serves is a number of its own that only it writes, so none of this needs a lock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import mmap
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from .store import Manifest
 
 __all__ = ["Control", "Entry"]
 
-_HEADER = 2  # generation; number of workers
+#: Generation; number of workers; where the catalogue begins; its length.
+_GENERATION, _WORKERS, _OFFSET, _LENGTH, _HEADER = range(5)
+
+#: The number of reads of a worker that takes no calls.
+_AWAY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +44,69 @@ class Control:
     """The shared state.
 
     Args:
-        folder: Where it lies.
-        workers: Number of workers, to make it; 0 to open what is there.
+        descriptor: Of the file that :meth:`create` made, in this or another process; closed with this.
     """
 
-    def __init__(self, folder: Path, workers: int = 0) -> None:
-        self._catalogue = folder / "catalogue.json"
-        path = folder / "state"
-        if workers:
-            path.write_bytes(bytes(8 * (_HEADER + workers)))
-        with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), 0)
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
+        self._first = 8 * (_HEADER + int(np.frombuffer(os.pread(descriptor, 8 * _HEADER, 0), np.int64)[_WORKERS]))
+        self._memory = mmap.mmap(descriptor, self._first)
         # Aligned 8-byte loads and stores are whole on every processor this runs on.
         self._numbers = np.frombuffer(self._memory, np.int64)
-        if workers:
-            self._numbers[1] = workers
+
+    @classmethod
+    def create(cls, workers: int) -> Control:
+        """A new one, for so many workers, none of which takes calls yet."""
+        descriptor = os.memfd_create("ome-tensor-control")
+        numbers = np.full(_HEADER + workers, _AWAY, np.int64)
+        numbers[:_HEADER] = (0, workers, numbers.nbytes, 0)
+        os.pwrite(descriptor, numbers.tobytes(), 0)
+        return cls(descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """Of the file, to be passed to a worker."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close this process's descriptor; the numbers can still be read."""
+        self._file.close()
 
     @property
     def generation(self) -> int:
         """Number of the published catalogue; 0 before there is one."""
-        return int(self._numbers[0])
+        return int(self._numbers[_GENERATION])
 
     def publish(self, entries: list[Entry]) -> None:
-        """Make a new catalogue known to all workers."""
-        temporary = self._catalogue.with_suffix(".tmp")
-        temporary.write_text(json.dumps([asdict(entry) for entry in entries]))
-        os.replace(temporary, self._catalogue)
-        self._numbers[0] += 1
+        """Make a new catalogue known to all workers. By one process only."""
+        generation = self.generation + 1
+        data = json.dumps([generation, [asdict(entry) for entry in entries]]).encode()
+        # Never over the last one, which may be being read: before it where there is room, else behind it.
+        offset, length = int(self._numbers[_OFFSET]), int(self._numbers[_LENGTH])
+        if self._first + len(data) <= offset:
+            offset = self._first
+        else:
+            offset += length
+        os.pwrite(self.descriptor, data, offset)
+        self._numbers[_OFFSET], self._numbers[_LENGTH] = offset, len(data)
+        self._numbers[_GENERATION] = generation
 
-    def entries(self) -> list[Entry]:
-        """The published catalogue."""
-        found = json.loads(self._catalogue.read_text())
-        return [Entry(entry["name"], entry["source_name"], Manifest(**entry["manifest"])) for entry in found]
+    def entries(self) -> tuple[int, list[Entry]]:
+        """The published catalogue, and its number."""
+        while True:
+            offset, length = int(self._numbers[_OFFSET]), int(self._numbers[_LENGTH])
+            data = os.pread(self.descriptor, length, offset)
+            try:
+                generation, found = json.loads(data)
+            except ValueError:
+                continue  # Where it was, the next but one is being written.
+            if generation >= self.generation:
+                return generation, [Entry(entry["name"], entry["source_name"], Manifest(**entry["manifest"])) for entry in found]
 
-    def report(self, worker: int, reads: int) -> None:
-        """Say how many reads a worker serves; only that worker says it, or its supervisor once it is gone."""
-        self._numbers[_HEADER + worker] = reads
+    def report(self, worker: int, reads: int | None) -> None:
+        """Say how many long reads a worker serves, or ``None``: that it takes no calls. For that worker, or its supervisor once it is gone."""
+        self._numbers[_HEADER + worker] = _AWAY if reads is None else reads
 
-    def reads(self) -> list[int]:
-        """How many reads each worker serves."""
-        return [int(number) for number in self._numbers[_HEADER : _HEADER + int(self._numbers[1])]]
+    def reads(self) -> list[int | None]:
+        """How many long reads each worker serves; ``None`` of one that takes no calls: it starts, drains or has died."""
+        return [None if number == _AWAY else int(number) for number in self._numbers[_HEADER:]]

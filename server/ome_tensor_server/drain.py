@@ -14,10 +14,12 @@ import struct
 import termios
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 
 import grpc
 
-__all__ = ["ActiveCalls", "wait_until_sent"]
+__all__ = ["ActiveCalls", "stop_listening", "wait_until_sent"]
 
 _POLL = 0.02
 #: gRPC hands the kernel more as soon as there is room: nothing must be unsent for this long.
@@ -64,18 +66,40 @@ def wait_until_sent(port: int, timeout: float) -> None:
         time.sleep(_POLL)
 
 
+def stop_listening(port: int) -> None:
+    """Take no more connections on this process's ``port``; those that there are stay. Where other processes listen on it too, they get all new ones.
+
+    gRPC cannot do that without closing connections as well, so its listening socket is replaced under it by one that nobody can connect to. (Shutting
+    the socket down would do, but gRPC takes that for a failure and says so.)
+    """
+    for descriptor, connection in _sockets(port):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as nobodys:
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                nobodys.bind("")  # An abstract name that the kernel chooses.
+                nobodys.listen()
+                nobodys.setblocking(False)
+                os.dup2(nobodys.fileno(), descriptor, inheritable=False)
+
+
 def _unsent(port: int) -> int:
     """Bytes in the send buffers of the connections that were accepted on ``port``."""
     unsent = 0
+    for _, connection in _sockets(port):
+        with suppress(OSError):  # Not connected, or gone meanwhile.
+            connection.getpeername()
+            unsent += struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
+    return unsent
+
+
+def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
+    """This process's TCP sockets bound to ``port``: the descriptor, which is gRPC's, and a copy that is closed again behind its turn."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         try:
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
-            # Of a copy, closed again at once: the connection itself is gRPC's.
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port:
-                    connection.getpeername()
-                    unsent += struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
+            copy = socket.socket(fileno=os.dup(int(name)))
         except OSError:
-            continue  # Not connected, or gone meanwhile.
-    return unsent
+            continue  # Gone meanwhile.
+        with copy:
+            if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getsockname()[1] == port:
+                yield int(name), copy

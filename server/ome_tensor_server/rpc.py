@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
 from ome_tensor.watchdog import Watchdog
-from ome_tensor_proto.methods import MAY_MOVE, METHODS, SERVICE, Method
+from ome_tensor_proto.methods import MAY_MOVE, METHODS, ONE_MESSAGE, Method
 from ome_tensor_proto.status import to_status
 
 from .drain import ActiveCalls
@@ -50,6 +51,11 @@ class Call:
     def is_active(self) -> bool:
         """Whether anybody still wants the answer: a cancelled stream does not stop its own thread."""
         return bool(self._context.is_active())
+
+    @property
+    def peer(self) -> str:
+        """The client's address, as gRPC gives it."""
+        return str(self._context.peer())
 
     @property
     def may_move(self) -> bool:
@@ -100,15 +106,52 @@ def handlers(
     """
     watchdog = Watchdog(stall_seconds, "ome-tensor-stalls")
     table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+    of_one_message: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     for name, method in METHODS.items():
         # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
         if method.streaming:
-            table[name] = grpc.unary_stream_rpc_method_handler(
+            table[method.path] = grpc.unary_stream_rpc_method_handler(
                 _streaming(method, service[name], calls, max_request_bytes, watchdog)
             )
+            of_one_message[method.path] = grpc.unary_unary_rpc_method_handler(
+                _unary(method, _only(service[name]), calls, max_request_bytes)
+            )
         else:
-            table[name] = grpc.unary_unary_rpc_method_handler(_unary(method, service[name], calls, max_request_bytes))
-    return grpc.method_handlers_generic_handler(SERVICE, table)
+            table[method.path] = grpc.unary_unary_rpc_method_handler(_unary(method, service[name], calls, max_request_bytes))
+    return _Methods(table, of_one_message)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Finds a call's handler: by its method, and by whether its client expects a single message of a stream."""
+
+    def __init__(
+        self,
+        table: Mapping[str, grpc.RpcMethodHandler[bytes, bytes]],
+        of_one_message: Mapping[str, grpc.RpcMethodHandler[bytes, bytes]],
+    ) -> None:
+        self._table, self._of_one_message = table, of_one_message
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        """See gRPC; ``None`` for a method that is not here."""
+        path = handler_call_details.method
+        if path in self._of_one_message and any(name == ONE_MESSAGE for name, _ in handler_call_details.invocation_metadata):
+            return self._of_one_message[path]
+        return self._table.get(path)
+
+
+def _only(handler: Handler) -> Handler:
+    """A streaming handler's only message."""
+
+    def answer(request: Any, call: Call) -> bytes:
+        messages: Generator[bytes, None, None] = handler(request, call)
+        # The stream's own clean-up runs when it is closed: at once, since it holds a place among the concurrent reads.
+        with closing(messages):
+            message = next(messages)
+            if next(messages, None) is not None:
+                raise InvalidArgument(f"{ONE_MESSAGE}: this read takes more than one message", field=ONE_MESSAGE)
+            return message
+
+    return answer
 
 
 def _parse(method: Method, data: bytes, max_request_bytes: int) -> Message:
@@ -139,7 +182,8 @@ def _unary(
         calls.add(context)
         call = Call(method.name, context)
         try:
-            message: bytes = handler(_parse(method, data, max_request_bytes), call).SerializeToString()
+            answered = handler(_parse(method, data, max_request_bytes), call)
+            message: bytes = answered if isinstance(answered, bytes) else answered.SerializeToString()
         except Exception as error:
             _refuse(error, call, context)
             raise

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ome_tensor.errors import DatasetChanged, InvalidArgument, LimitExceeded, Overloaded, Rebalance, Unavailable
+from ome_tensor.errors import DatasetChanged, DatasetNotFound, InvalidArgument, LimitExceeded, Overloaded, Rebalance, Unavailable
+from ome_tensor.keys import parse_key
 from ome_tensor.plan import Plan, ResolvedPlan
+from ome_tensor.tables import Image
 from ome_tensor.tiling import Order, TileSequence, Tiling
 from ome_tensor.view import TensorView, view_of_record
 from ome_tensor_proto.codec import (
@@ -20,12 +22,14 @@ from ome_tensor_proto.codec import (
     selection_to_proto,
     tiling_from_proto,
 )
+from ome_tensor_proto.host import host_proof, is_host_proof
 from ome_tensor_proto.listing import dataset_to_proto, image_to_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_proto.v1 import view_pb2
 
-from .catalogue import Catalogue, Image
+from .catalogue import Catalogue, Dataset
 from .control import Control
+from .policy import Action, Caller, Policy
 from .rpc import Call, Handler
 from .settings import Settings
 from .stream import TileRead, check_tiles
@@ -35,6 +39,10 @@ __all__ = ["TensorService"]
 _PAGE, _LARGEST_PAGE = 200, 1000
 
 _LEAST_MESSAGE = 64 << 10
+
+#: A read of at least so many bytes is long: it keeps a worker busy for some 10 ms, and its client waits longer for the pixels than for a
+#: connection to another worker. Shorter ones come and go: how many there are at one moment says nothing about the next.
+_LONG_READ = 8 << 20
 
 #: Seconds that a call waits for its worker to open a catalogue that others may serve already; that takes milliseconds.
 _PATIENCE = 10.0
@@ -52,7 +60,7 @@ class TensorService:
         control: What they share, or ``None``.
 
     Attributes:
-        is_draining: Whether new calls are to be refused.
+        is_draining: Whether new calls are refused.
     """
 
     def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
@@ -63,7 +71,9 @@ class TensorService:
         self._worker = worker
         self._control = control
         self._settings = settings
+        self._policy = Policy(settings)
         self._reading = 0
+        self._long_reads = 0
         self._lock = threading.Lock()
 
     @property
@@ -75,6 +85,7 @@ class TensorService:
             "ListImages": self.list_images,
             "ResolveView": self.resolve_view,
             "ReadTiles": self.read_tiles,
+            "MapDataset": self.map_dataset,
         }
 
     def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
@@ -82,6 +93,21 @@ class TensorService:
         with self._served:
             self._catalogue, self._generation = catalogue, generation
             self._served.notify_all()
+
+    def open(self) -> None:
+        """The server takes calls now: tell the other workers."""
+        with self._lock:
+            self._report()
+
+    def drain(self) -> None:
+        """Refuse new calls from now on. A client that is refused connects anew; where other workers listen, to one of them."""
+        with self._lock:
+            self.is_draining = True
+            self._report()
+
+    def _report(self) -> None:
+        if self._control is not None:
+            self._control.report(self._worker, None if self.is_draining else self._long_reads)
 
     def _loaded(self) -> Catalogue:
         if self.is_draining:
@@ -96,11 +122,19 @@ class TensorService:
             raise Unavailable("the server is still loading its datasets; try again shortly")
         return catalogue
 
+    def _dataset(self, name: str, call: Call) -> Dataset:
+        """A dataset that the caller may read: every way to one leads through here. What one may not read is not there."""
+        catalogue = self._loaded()
+        if not self._policy.permits(Caller(call.peer), Action.READ, name):
+            raise DatasetNotFound(f"no dataset {name!r}", field="key", value=name)
+        return catalogue.dataset(name)
+
     # -- listings ------------------------------------------------------------------------------------------------------------------
 
     def list_datasets(self, request: pb.ListDatasetsRequest, call: Call) -> pb.ListDatasetsResponse:
         """All datasets by name, in pages; a page token is the number of datasets before it."""
-        datasets = list(self._loaded().datasets.values())
+        caller = Caller(call.peer)
+        datasets = [one for one in self._loaded().datasets.values() if self._policy.permits(caller, Action.READ, one.name)]
         first = _token(request.page_token, len(datasets)) if request.page_token else 0
         count = _page_size(request.page_size)
         return pb.ListDatasetsResponse(
@@ -110,11 +144,11 @@ class TensorService:
 
     def get_dataset(self, request: pb.GetDatasetRequest, call: Call) -> pb.GetDatasetResponse:
         """One dataset."""
-        return pb.GetDatasetResponse(dataset=dataset_to_proto(self._loaded().dataset(request.name).info))
+        return pb.GetDatasetResponse(dataset=dataset_to_proto(self._dataset(request.name, call).info))
 
     def list_images(self, request: pb.ListImagesRequest, call: Call) -> pb.ListImagesResponse:
         """The images of a dataset, in pages; a page token is the version it was given for and the number of images before it."""
-        dataset = self._loaded().dataset(request.dataset)
+        dataset = self._dataset(request.dataset, call)
         if request.column and request.column not in dataset.columns:
             raise InvalidArgument(
                 f"{request.column!r} is not an image column of dataset {dataset.name!r}; those are: {', '.join(dataset.columns)}",
@@ -144,7 +178,7 @@ class TensorService:
     def resolve_view(self, request: pb.ResolveViewRequest, call: Call) -> pb.ResolveViewResponse:
         """What a view is; no pixel is read."""
         image, view, resolved, arrow = self._view(request.key, request.view, call)
-        tiling, order, _ = _cut(request.tiling, request.order, request.HasField("tiling"))
+        tiling, order, _ = _cut(request)
         tiles = TileSequence(resolved.selection if arrow else resolved.shown, tiling, order)
         check_tiles(tiles, resolved.dtype, self._settings)
         if arrow:
@@ -175,30 +209,59 @@ class TensorService:
                     field="max_concurrent_reads",
                     value=self._settings.max_concurrent_reads,
                 )
-            self._place(call)
-            self._count(+1)
+            self._reading += 1
+        is_long = False
         try:
-            yield from self._read(request, call).messages(call, self._settings)
+            read = self._read(request, call)
+            is_long = self._place(read, call)
+            yield from read.messages(call, self._settings)
         finally:
             with self._lock:
-                self._count(-1)
+                self._reading -= 1
+                if is_long:
+                    self._long_reads -= 1
+                    self._report()
 
-    def _count(self, change: int) -> None:
-        self._reading += change
-        if self._control is not None:
-            self._control.report(self._worker, self._reading)
+    def map_dataset(self, request: pb.MapDatasetRequest, call: Call) -> pb.MapDatasetResponse:
+        """Where a client on this host finds a dataset's file."""
+        dataset = self._dataset(request.dataset, call)
+        if not self._policy.permits(Caller(call.peer), Action.MAP, dataset.name):
+            return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_NOT_ALLOWED)
+        if not is_host_proof("client", request.nonce, request.host_proof):
+            return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_OTHER_HOST)
+        file = dataset.file
+        # Another file at that path is not what this server serves: the dataset is just being replaced.
+        if file is None or not file.is_there:
+            return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_NO_FILE)
+        return pb.MapDatasetResponse(
+            dataset_version=dataset.version,
+            path=str(file.path),
+            inode=file.inode,
+            size=file.size,
+            modified_ns=file.modified_ns,
+            host_proof=host_proof("server", request.nonce),
+        )
 
-    def _place(self, call: Call) -> None:
-        """Send a client that can go elsewhere to another worker, where this one has more to do.
+    def _place(self, read: TileRead, call: Call) -> bool:
+        """Whether a read is long; then it is counted, unless its client can go to another worker that has clearly less to do.
 
-        The kernel spreads connections over workers by a hash of their addresses: of four clients on two workers all four land on one
-        in an eighth of all cases, and only three in eight are spread evenly. A client that says it can connect anew is asked to.
+        The kernel spreads connections over workers by a hash of their addresses: of four clients on two workers all four land on one in an eighth
+        of all cases, and only three in eight are spread evenly (``python -m benchmarks.spread``). A client that says it can connect anew is asked
+        to where that makes the load more even, and not just other.
+
+        Raises:
+            Rebalance: the client is to connect anew.
         """
-        if self._control is None or self._settings.workers < 2 or not call.may_move:
-            return
-        least = min(reads for worker, reads in enumerate(self._control.reads()) if worker != self._worker)
-        if self._reading > least:
-            raise Rebalance(f"worker {self._worker} serves {self._reading} reads, another one {least}")
+        if self._control is None or read.nbytes < _LONG_READ:
+            return False
+        with self._lock:
+            others = [reads for worker, reads in enumerate(self._control.reads()) if worker != self._worker and reads is not None]
+            least = min(others, default=self._long_reads)
+            if self._long_reads > least and call.may_move:
+                raise Rebalance(f"worker {self._worker} serves {self._long_reads} long reads, another one {least}")
+            self._long_reads += 1
+            self._report()
+        return True
 
     @property
     def free_reads(self) -> int:
@@ -207,15 +270,8 @@ class TensorService:
             return self._settings.max_concurrent_reads - self._reading
 
     def _read(self, request: pb.ReadTilesRequest, call: Call) -> TileRead:
-        image, view, resolved, arrow = self._view(request.keys[0], request.view, call)
-        if request.if_version and request.if_version != image.dataset.version:
-            raise DatasetChanged(
-                f"dataset {image.dataset.name!r} is now version {image.dataset.version}, not {request.if_version}: "
-                "going on would mix pixels of two versions",
-                field="if_version",
-                value=request.if_version,
-            )
-        tiling, order, start_slab = _cut(request.tiling, request.order, request.HasField("tiling"))
+        image, view, resolved, arrow = self._view(request.keys[0], request.view, call, request.if_version)
+        tiling, order, start_slab = _cut(request)
         aim = min(self._settings.batch_bytes, self._settings.max_message_bytes)
         # A hint: not so small that a view becomes millions of messages, not so large that a few clients fill the memory.
         least = min(aim, _LEAST_MESSAGE)
@@ -227,10 +283,25 @@ class TensorService:
             image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes, compression
         )
 
-    def _view(self, key: str, message: view_pb2.View, call: Call) -> tuple[Image, TensorView, ResolvedPlan, bool]:
-        """The image, the view, what it shows (in the stored dtype where flat values are wanted) and whether flat values are wanted."""
+    def _view(
+        self, key: str, message: view_pb2.View, call: Call, version: str = ""
+    ) -> tuple[Image, TensorView, ResolvedPlan, bool]:
+        """The image, the view, what it shows (in the stored dtype where flat values are wanted) and whether flat values are wanted.
+
+        Args:
+            version: What the dataset must be; empty for any. Looked at before anything else: of another version every other complaint would mislead.
+        """
         call.image = key
-        image = self._loaded().image(key)
+        parsed = parse_key(key)
+        dataset = self._dataset(parsed.dataset, call)
+        if version and version != dataset.version:
+            raise DatasetChanged(
+                f"dataset {dataset.name!r} is now version {dataset.version}, not {version}: going on would mix pixels of two versions",
+                field="if_version",
+                value=version,
+            )
+        dataset.check_unchanged()
+        image = dataset.image(parsed.column, parsed.row)
         call.image = image.key
         self._check_indices(message)
         plan: Plan = plan_from_proto(message)
@@ -260,8 +331,17 @@ class TensorService:
                 )
 
 
-def _cut(tiling: view_pb2.Tiling, order: view_pb2.Order, cut: bool) -> tuple[Tiling, Order, int]:
-    return tiling_from_proto(tiling) if cut else Tiling(), order_from_proto(order), order.start_slab
+_WHOLE, _IN_ORDER = Tiling(), Order()
+
+
+def _cut(request: pb.ReadTilesRequest | pb.ResolveViewRequest) -> tuple[Tiling, Order, int]:
+    """How the view is cut, in which order, and at which slab to begin."""
+    order = request.order
+    return (
+        tiling_from_proto(request.tiling) if request.HasField("tiling") else _WHOLE,
+        order_from_proto(order) if request.HasField("order") else _IN_ORDER,
+        order.start_slab,
+    )
 
 
 def _page_size(asked: int) -> int:

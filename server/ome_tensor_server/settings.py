@@ -35,6 +35,13 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
+_CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("mapping", ("auto", "on", "off")),
+    ("log_format", ("text", "json")),
+    ("log_level", ("debug", "info", "warning", "error")),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a server runs and what it refuses. Each field is also the variable ``OME_TENSOR_<FIELD>``.
@@ -43,8 +50,10 @@ class Settings:
         listen: ``HOST:PORT``; port 0 takes a free one.
         insecure: Allow plain text beyond this host. Without it only loopback addresses are bound.
         workers: Processes that share the port and one copy of the pixels.
-        store: Folder for datasets as Arrow files, which workers share and a restart maps; empty: none for one worker, and for several
-            shared memory where it fits, else the user's cache folder.
+        store: Folder for datasets as Arrow files, which workers share, a restart maps, and clients on this host may map; ``auto``: shared memory
+            where they fit, else the user's cache folder; ``none``: this process's own memory, which only one worker can have.
+        mapping: Whether clients on this host may map datasets from the store: ``auto`` (unless callers must say who they are), ``on``, ``off``.
+            File permissions decide who can.
         batch_bytes: Aim of a message's size. About 1 MiB measured best: smaller pays per message, larger misses the cache (PERFORMANCE).
         max_request_bytes: Largest request message.
         max_tile_bytes: Largest tile that may be asked for; reading a whole view is not bounded by it, since that comes in slabs.
@@ -63,7 +72,8 @@ class Settings:
     listen: str = "127.0.0.1:50051"
     insecure: bool = False
     workers: int = 1
-    store: str = ""
+    store: str = "auto"
+    mapping: str = "auto"
     batch_bytes: int = 1 << 20
     max_request_bytes: int = 4 << 20
     max_tile_bytes: int = 2 << 30
@@ -91,7 +101,13 @@ class Settings:
             value = getattr(self, name)
             if not least <= value <= most:  # also where it is not a number
                 raise InvalidArgument(f"{name} must be between {least} and {most}: {value}", field=name, value=value)
-        for name, allowed in (("log_format", ("text", "json")), ("log_level", ("debug", "info", "warning", "error"))):
+        if not self.store or (self.store == "none" and self.workers > 1):
+            raise InvalidArgument(
+                f"store must be a folder, auto or none (and none is for one worker only, not {self.workers}): {self.store!r}",
+                field="store",
+                value=self.store,
+            )
+        for name, allowed in _CHOICES:
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}",

@@ -4,186 +4,364 @@ A dataset is two files: ``ID-VERSION.arrow`` holds its image columns, ``ID.json`
 manifest is written last, by write, fsync, rename: a dataset is there whole or not at all, whenever the machine stops. While its source is
 unchanged (path, size, modification time) a restart maps the file and parses nothing.
 
-One process writes at a time, by a lock on the folder; readers need none, since a file that is replaced lives on for those who mapped it.
+An Arrow file given as a source needs no conversion. The store makes a file of its own that shares the source's blocks, where the file system
+can do that; else it gives the source a second name, so that it can be mapped again after it was renamed or removed; else, on another file
+system, it is mapped where it lies. In the latter two cases somebody may still write to it: see :meth:`ImageTable.check_unchanged`.
+
+One process writes at a time, by a lock on the folder. A data file stays as long as any server that runs uses it (:class:`Leases`). Files of other
+names than these are never touched.
 """
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import fcntl
-import hashlib
 import json
-import mmap
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import pyarrow as pa
+from ome_tensor.arrow_file import ArrowImages, is_arrow, is_arrow_file
+from ome_tensor.errors import InvalidArgument, OmeTensorError
+from ome_tensor.tables import digest
 
-from ome_tensor.errors import InvalidArgument
-
-from .arrow_file import ArrowImages, is_arrow_file, map_arrow_file
+from .arrow_writer import write_images
+from .leases import Leases
+from .manifest import FORMAT, Manifest, dataset_id, read_manifest
 from .parquet import ParquetImages
-from .table import LoadedTable, digest
+from .sources import Source, read_source
 
-__all__ = ["Manifest", "Store", "default_store"]
+__all__ = ["Manifest", "Store", "is_full", "is_store", "open_store"]
 
-_FORMAT = 1
+_log = logging.getLogger(__name__)
+
 _SHARED_MEMORY = Path("/dev/shm")
 
-#: Written, and given back to the system, at a time.
-_SLICE = 16 << 20
+#: By this file a folder is known as a store.
+_MARKER = ".ome-tensor-store"
+_MARKER_TEXT = (
+    "ome-tensor serve keeps datasets here. It can all be deleted when no server runs: it is made again from the sources.\n"
+)
+_LOCK, _LEASES = ".lock", ".leases"
 
+_DATA = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.arrow")
+_MANIFEST = re.compile(r"[0-9a-f]{16}\.json")
+_UNFINISHED = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{16}\.arrow|\.json)\.tmp")
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a dataset's file is.
+#: What does not make a folder somebody else's: the last is in every new ext4 file system.
+_HARMLESS = frozenset({_MARKER, _LOCK, _LEASES, "lost+found"})
 
-    Attributes:
-        format: Of this manifest.
-        source: Absolute path of the source file.
-        size, modified_ns: The source's when it was read.
-        version: Digest of the source's bytes.
-        file: Absolute path of the Arrow IPC file; the source itself where that is one.
-        file_size: Its size.
-        rows: Rows of the table.
-        others: Name and Arrow type of the columns that hold no images.
-    """
-
-    format: int
-    source: str
-    size: int
-    modified_ns: int
-    version: str
-    file: str
-    file_size: int
-    rows: int
-    others: list[list[str]]
-
-    def table(self) -> LoadedTable:
-        """The dataset, mapped. Raises what :func:`map_arrow_file` does."""
-        mapped = map_arrow_file(Path(self.file), self.version)
-        return LoadedTable(mapped.images, tuple((name, kind) for name, kind in self.others), self.rows, self.version)
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the source is what it was, and the file is there, whole."""
-        try:
-            source, file = os.stat(self.source), os.stat(self.file)
-        except OSError:
-            return False
-        return (source.st_size, source.st_mtime_ns, file.st_size) == (self.size, self.modified_ns, self.file_size)
+#: Linux's ioctl that makes a file of another's blocks.
+_FICLONE = 0x40049409
 
 
 class Store:
-    """A folder of datasets.
+    """A folder of datasets. Keep it for as long as they are served: it holds the leases on their files.
 
     Args:
-        folder: Where; made if it is not there, for this user only.
+        folder: Where: a store, an empty folder, or one to be made, for this user only. Datasets may be read by whoever may look into the folder and
+            may read their sources: an operator who lets a group in lets it map them.
+        spare: Another such folder, for what is there already, and for what finds no room in this one.
+        is_optional: Nobody asked for it: what it cannot take may be kept elsewhere.
 
     Raises:
-        InvalidArgument: it cannot be made or written.
+        InvalidArgument: it cannot be made or written, holds files that are not a store's, or is another user's: that one could put pixels
+            into it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spare: Path | None = None, *, is_optional: bool = False) -> None:
         self.folder = folder.absolute()
+        self.is_optional = is_optional
+        self._spare_folder = spare
+        self._spare: Store | None = None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_path = self.folder / ".lock"
-            self._lock_path.touch(mode=0o600)
+            status = self.folder.stat()
+            if status.st_uid != os.geteuid() and os.geteuid() != 0:
+                raise _unusable(folder, "belongs to another user")
+            if not is_store(self.folder):
+                self._found()
+            (self.folder / _LOCK).touch(mode=0o600)
+            self._leases = Leases(self.folder / _LEASES)
         except OSError as error:
-            raise InvalidArgument(f"store {folder} cannot be used: {error.strerror}", field="store", value=str(folder)) from None
+            raise _unusable(folder, f"cannot be used: {error.strerror}") from None
+        self._folder_mode = status.st_mode
+        #: The data file leased for each dataset.
+        self._leased: dict[str, str] = {}
 
-    def load(self, source: Path) -> Manifest:
+    def _found(self) -> None:
+        """Make the folder a store."""
+        others = sorted(name for name in os.listdir(self.folder) if not (name in _HARMLESS or _is_own(name)))
+        if others:
+            some = ", ".join(others[:3]) + (" and others" if len(others) > 3 else "")
+            raise _unusable(self.folder, f"is no store, and holds other files ({some}): name a new or an empty folder")
+        marker = self.folder / _MARKER
+        marker.touch(mode=0o600)
+        marker.write_text(_MARKER_TEXT)
+
+    def load(self, path: Path) -> Manifest:
         """The dataset of a source file: from the store where that is current, else converted into it.
 
         Raises:
-            InvalidRecord: the source cannot be read, or holds no images.
+            InvalidRecord: the source cannot be read, holds no images, or is being changed.
             OSError: the disk is full, or the source cannot be opened. The store is as it was.
         """
-        source = source.resolve()
-        name = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
-        found = self._manifest(name)
-        if found is not None and found.source == str(source) and found.is_current:
+        path = path.resolve()
+        found = self._current(path)
+        if found is not None:
             return found
-        with self._locked():
-            # Another process may have done it meanwhile.
-            found = self._manifest(name)
-            if found is None or not found.is_current:
-                found = self._convert(source, name, found)
-        return found
+        spare = self._open_spare()
+        found = None if spare is None else spare._current(path)
+        if found is not None:
+            return found
+        try:
+            return self._make(path)
+        except OSError as error:
+            spare = self._open_spare(make=True) if is_full(error) else None
+            if spare is None:
+                raise
+            _log.warning("store %s is full: %s goes to %s", self.folder, path.name, spare.folder)
+            return spare._make(path)
+
+    def _open_spare(self, *, make: bool = False) -> Store | None:
+        folder = self._spare_folder
+        if self._spare is None and folder is not None and (make or is_store(folder)):
+            with suppress(InvalidArgument):
+                self._spare = Store(folder)
+        return self._spare
 
     def clean(self) -> None:
-        """Remove what a crash left behind: half-written files, and data files that no manifest names."""
-        with self._locked():
-            named = set()
-            for path in self.folder.glob("*.json"):
-                manifest = self._manifest(path.stem)
-                if manifest is not None:
-                    named.add(manifest.file)
-            for path in self.folder.iterdir():
-                if path.suffix == ".tmp" or (path.suffix == ".arrow" and str(path) not in named):
-                    path.unlink(missing_ok=True)
+        """Remove what is of no use: what a crash left behind, data files that no manifest names, datasets whose source is gone. What a server
+        that runs uses stays, for a later time.
 
-    def _manifest(self, name: str) -> Manifest | None:
-        try:
-            values = json.loads((self.folder / f"{name}.json").read_text())
-            return Manifest(**values) if values.get("format") == _FORMAT else None
-        except (OSError, ValueError, TypeError, AttributeError):
+        Where another process is just writing, nothing is done.
+        """
+        spare = self._open_spare()
+        if spare is not None:
+            spare.clean()
+        with self._locked(wait=False) as is_mine:
+            if is_mine:
+                self._clean()
+
+    def _clean(self) -> None:
+        named = set()
+        for path in self._files(_MANIFEST):
+            manifest = read_manifest(path)
+            if manifest is None or (_is_gone(manifest.source) and self._remove(manifest.file)):
+                path.unlink(missing_ok=True)
+            else:
+                named.add(manifest.file)
+        for path in self._files(_DATA):
+            if str(path) not in named:
+                self._remove(str(path))
+        for path in self._files(_UNFINISHED):
+            path.unlink(missing_ok=True)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[Path]:
+        return [self.folder / name for name in os.listdir(self.folder) if pattern.fullmatch(name)]
+
+    def _owns(self, file: str) -> bool:
+        path = Path(file)
+        return path.parent == self.folder and _DATA.fullmatch(path.name) is not None
+
+    def _remove(self, file: str) -> bool:
+        """Remove a data file, unless a server uses it; whether that is so. What lies elsewhere stays, and hinders nothing."""
+        if not self._owns(file):
+            return True
+        path = Path(file)
+        with self._leases.unused(path.name) as is_unused:
+            if is_unused:
+                path.unlink(missing_ok=True)
+        return is_unused
+
+    def _current(self, source: Path) -> Manifest | None:
+        """What there is of a source, leased, if that is current."""
+        manifest = read_manifest(self.folder / f"{dataset_id(source)}.json")
+        if manifest is None or manifest.source != str(source) or not manifest.is_current:
             return None
+        with suppress(LookupError), self._leasing(manifest):
+            # Until it was leased somebody may have taken it away.
+            if not manifest.is_current:
+                raise LookupError
+            self._permit(manifest)
+            return manifest
+        return None
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock_path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def _convert(self, source: Path, name: str, before: Manifest | None) -> Manifest:
-        stat = source.stat()
-        version = digest(source)
-        images: ParquetImages | ArrowImages = ArrowImages(source) if is_arrow_file(source) else ParquetImages(source)
+    def _leasing(self, manifest: Manifest) -> Iterator[None]:
+        """Lease a dataset's file, which this server uses from now on instead of the one before; not where the block fails."""
+        dataset, name = dataset_id(Path(manifest.source)), Path(manifest.file).name
+        before = self._leased.get(dataset)
+        if self._owns(manifest.file):
+            self._leases.take(name)
         try:
-            if isinstance(images, ArrowImages) and images.is_mapped:
-                target = source  # Served as it is.
+            yield
+        except BaseException:
+            if name != before:
+                self._leases.release(name)
+            raise
+        if before is not None and name != before:
+            self._leases.release(before)
+        self._leased[dataset] = name
+
+    def _permit(self, manifest: Manifest) -> None:
+        """Let those read a dataset's file who may by now: permissions of its source and of the folder may have been changed."""
+        if self._owns(manifest.file):
+            file, source = os.stat(manifest.file), os.stat(manifest.source)
+            mode = self._mode(file, source)
+            # Of a file with two names the source's owner decides.
+            if not os.path.samestat(file, source) and stat.S_IMODE(file.st_mode) != mode:
+                os.chmod(manifest.file, mode)
+
+    def _mode(self, file: os.stat_result, source: os.stat_result) -> int:
+        """For whom a file of the store is: nobody who may not read its source, or may not look into the folder, and nobody else writes to it."""
+        is_same_group = file.st_gid == source.st_gid
+        group, others = bool(source.st_mode & 0o040), bool(source.st_mode & 0o004)
+        # The source's group, where that is shut out, is among the others here; its others are this file's group.
+        others = others and (group or is_same_group)
+        return 0o600 | (self._folder_mode & (0o040 * (group if is_same_group else others) | 0o004 * others))
+
+    @contextmanager
+    def _locked(self, *, wait: bool = True) -> Iterator[bool]:
+        """With the right to write; without waiting, whether it was to be had."""
+        # Opened for writing too: locks on NFS ask for that.
+        with (self.folder / _LOCK).open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
             else:
-                target = self.folder / f"{name}-{version}.arrow"
-                with self._replacing(target) as file:
-                    _write(images, file)
-        finally:
-            images.close()
+                yield True
+
+    def _make(self, path: Path) -> Manifest:
+        with self._locked():
+            # Another process may have done it meanwhile.
+            found = self._current(path)
+            return found if found is not None else read_source(path, self._convert)
+
+    def _convert(self, source: Source) -> Manifest:
+        name = dataset_id(source.path)
+        record = self.folder / f"{name}.json"
+        before = read_manifest(record)
+        version = digest(source.file)
         manifest = Manifest(
-            format=_FORMAT,
-            source=str(source),
-            size=stat.st_size,
-            modified_ns=stat.st_mtime_ns,
+            format=FORMAT,
+            source=str(source.path),
+            size=source.stat.st_size,
+            modified_ns=source.stat.st_mtime_ns,
             version=version,
+            file=str(self.folder / f"{name}-{version}.arrow"),
+            file_inode=0,
+            file_size=0,
+            file_modified_ns=0,
+            rows=0,
+            others=[],
+        )
+        try:
+            with self._leasing(manifest):
+                if before is not None and (before.version, before.file) == (version, manifest.file) and before.has_file:
+                    # Copied or touched, and still the same.
+                    source.check()
+                    made = replace(before, size=manifest.size, modified_ns=manifest.modified_ns)
+                    self._permit(made)
+                else:
+                    made = self._fill(manifest, source)
+                with self._replacing(record) as file:
+                    file.write(json.dumps(asdict(made)).encode())
+        except BaseException:
+            if before is None or before.file != manifest.file:
+                self._remove(manifest.file)
+            raise
+        if before is not None and before.file not in (made.file, made.source):
+            self._remove(before.file)
+        return made
+
+    def _fill(self, manifest: Manifest, source: Source) -> Manifest:
+        """Put the pixels where the manifest says, or leave them where they are; the manifest with what is known then."""
+        target = Path(manifest.file)
+        images: ParquetImages | ArrowImages
+        if is_arrow(source.file):
+            images = ArrowImages(source.path, source.file.fileno())
+            if images.is_mapped:
+                # Reads metadata only.
+                rows, target = images.load(manifest.version).rows, self._keep(source, target)
+            else:
+                with self._replacing(target, source) as file:
+                    rows = write_images(images.schema, images.row_groups(source.file), file)
+        else:
+            images = ParquetImages(source.path, source.file)
+            with self._replacing(target, source) as file:
+                rows = write_images(images.schema, images.row_groups(), file)
+        found = target.stat()
+        if os.path.samestat(found, source.stat):
+            # That is what was digested, not what may be written to it by now.
+            found = source.stat
+        return replace(
+            manifest,
             file=str(target),
-            file_size=target.stat().st_size,
-            rows=images.rows,
+            file_inode=found.st_ino,
+            file_size=found.st_size,
+            file_modified_ns=found.st_mtime_ns,
+            rows=rows,
             others=[list(other) for other in images.others],
         )
-        with self._replacing(self.folder / f"{name}.json") as file:
-            file.write(json.dumps(asdict(manifest)).encode())
-        if before is not None and before.file not in (manifest.file, before.source):
-            Path(before.file).unlink(missing_ok=True)
-        return manifest
+
+    def _keep(self, source: Source, target: Path) -> Path:
+        """Give the store a file of the source's very bytes that takes no room: ``target``, or the source itself where that cannot be had."""
+        if source.path.parent == self.folder:
+            source.check()
+            return source.path
+        try:
+            with self._replacing(target, source) as file:
+                # Its blocks, shared until either is written to.
+                fcntl.ioctl(file.fileno(), _FICLONE, source.file.fileno())
+            return target
+        except OSError as error:
+            if is_full(error):
+                raise
+        temporary = _temporary(target)
+        try:
+            temporary.unlink(missing_ok=True)
+            os.link(source.path, temporary)
+            # By its path, which may have come to name another file; then the check fails.
+            source.check()
+            temporary.replace(target)
+            self._sync()
+            return target
+        except OSError:
+            # Another file system, or one without links, or another user's file.
+            source.check()
+            return source.path
+        finally:
+            # Renaming one name of a file over another does nothing.
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _replacing(self, target: Path) -> Iterator[IO[bytes]]:
-        """A file that becomes ``target`` at the end, whole and on disk, or disappears."""
-        temporary = target.with_name(f"{target.name}.tmp")
+    def _replacing(self, target: Path, source: Source | None = None) -> Iterator[IO[bytes]]:
+        """A file that becomes ``target`` at the end, whole and on disk, or disappears; also where its source was changed meanwhile."""
+        temporary = _temporary(target)
         try:
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                if source is not None:
+                    os.fchmod(file.fileno(), self._mode(os.fstat(file.fileno()), source.stat))
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if source is not None:
+                source.check()
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        self._sync()
+
+    def _sync(self) -> None:
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -191,72 +369,97 @@ class Store:
             os.close(folder)
 
 
-def _write(images: ParquetImages | ArrowImages, file: IO[bytes]) -> None:
-    """Write image columns as an uncompressed Arrow IPC file, a row group at a time."""
-    sink = _Sink(file)
-    with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), images.schema) as writer:
-        for table in images.row_groups():
-            # Then each buffer is written once and belongs to this table alone: what is written can go.
-            sink.releases = all(column.num_chunks <= 1 for column in table.columns)
-            batches = table.to_batches()
-            del table
-            while batches:
-                writer.write_batch(batches.pop(0))
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store."""
+    return (folder / _MARKER).is_file()
 
 
-class _Sink:
-    """A file for Arrow to write to that gives the memory of large buffers back as they are written.
-
-    A record of one image is decoded whole; without this, at the end of writing it to shared memory it would be there twice.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.releases = False
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if not self.releases or len(view) < 2 * _SLICE:
-            self._file.write(view)
-            return len(view)
-        address = pa.py_buffer(data).address
-        for at in range(0, len(view), _SLICE):
-            part = view[at : at + _SLICE]
-            self._file.write(part)
-            _give_back(address + at, len(part))
-        return len(view)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self.closed = True
+def is_full(error: OSError) -> bool:
+    """Whether there is no room for more."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _give_back(address: int, size: int) -> None:
-    """Give the whole pages of memory that will not be read again back to the system; it reads as zeros then."""
-    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0:
-        ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+def _unusable(folder: Path, why: str) -> InvalidArgument:
+    return InvalidArgument(f"store {folder} {why}", field="store", value=str(folder))
 
 
-def default_store(needed: int) -> Path:
-    """Where datasets go when nobody says: shared memory where they fit in half of what is free there, else the user's cache folder.
+def _is_own(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_DATA, _MANIFEST, _UNFINISHED))
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{target.name}.tmp")
+
+
+def _is_gone(source: str) -> bool:
+    """Whether there is no such file; one that only cannot be looked at may come back."""
+    try:
+        os.stat(source)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def open_store(setting: str, sources: Sequence[Path]) -> Store | None:
+    """The store that a setting means.
 
     Args:
-        needed: Bytes, roughly.
+        setting: A folder; ``auto``: shared memory where those sources that are in no store yet fit in half of what is free there, else the user's
+            cache folder; ``none``. With ``auto`` each of the two is used for what it holds already, and where the other is full.
+        sources: What is to be loaded.
+
+    Raises:
+        InvalidArgument: the folder cannot be used.
     """
+    if setting == "none":
+        return None
+    if setting != "auto":
+        return Store(Path(setting))
+    places = [_SHARED_MEMORY / f"ome-tensor-{os.getuid()}"]
+    # A user without a home has no cache folder.
+    with suppress(RuntimeError):
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        places.append(Path(cache) / "ome-tensor" / "store")
+    needed = sum(_size(source) for source in sources if not any(_is_held(source.resolve(), place) for place in places))
+    if not _fits(needed):
+        places.reverse()
+    problems = []
+    for place in places:
+        others = [other for other in places if other != place]
+        try:
+            return Store(place, others[0] if others else None, is_optional=True)
+        except InvalidArgument as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def _fits(needed: int) -> bool:
     try:
         free = os.statvfs(_SHARED_MEMORY)
-        fits = needed < free.f_bavail * free.f_frsize // 2 and os.access(_SHARED_MEMORY, os.W_OK)
     except OSError:
-        fits = False
-    if fits:
-        return _SHARED_MEMORY / f"ome-tensor-{os.getuid()}"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "ome-tensor" / "store"
+        return False
+    return needed < free.f_bavail * free.f_frsize // 2 and os.access(_SHARED_MEMORY, os.W_OK)
+
+
+def _is_held(source: Path, folder: Path) -> bool:
+    manifest = read_manifest(folder / f"{dataset_id(source)}.json") if is_store(folder) else None
+    return manifest is not None and manifest.source == str(source) and manifest.is_current
+
+
+def _size(source: Path) -> int:
+    """About the bytes that a source will take in a store."""
+    try:
+        if is_arrow_file(source):
+            # Compressed ones are rarely packed closer than that; others are not copied.
+            arrow = ArrowImages(source)
+            return 0 if arrow.is_mapped else 2 * arrow.file.size
+        parquet = ParquetImages(source)
+        try:
+            return parquet.decoded_bytes
+        finally:
+            parquet.close()
+    except (OmeTensorError, OSError):
+        # Loading it will say what is wrong.
+        return 0

@@ -13,13 +13,13 @@ import numpy as np
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError
 from ome_tensor.plan import ResolvedPlan
 from ome_tensor.slabs import Slab, SlabSequence, split_into_slabs
+from ome_tensor.tables import Image
 from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
 from ome_tensor.view import TensorView, gather_slab, gather_tile
 from ome_tensor_proto.batch_format import BatchFormat
 from ome_tensor_proto.batches import MessageWriter, TileWriter
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
-from .catalogue import Image
 from .rpc import Call
 from .settings import Settings
 
@@ -99,6 +99,12 @@ class TileRead:
     message_bytes: int
     compression: str = "none"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels; at most, where tiles at the edge are smaller."""
+        tiles = TileSequence(self.resolved.selection if self.arrow else self.resolved.shown, self.tiling, self.order)
+        return len(tiles) * math.prod(tiles.shape) * self.resolved.dtype.itemsize
+
     def messages(self, call: Call, settings: Settings) -> Iterator[bytes]:
         """The stream's messages. Ends early, without the end-of-stream marker, when nobody wants it any more."""
         call.tiles = 0
@@ -170,6 +176,8 @@ class TileRead:
                     call.tiles += len(damaged.good)
                     yield message.finish()
                 raise damaged.error from None
+            # Whatever was written to the file meanwhile may be among what was gathered.
+            self.image.dataset.check_unchanged()
             gathered = time.perf_counter()
             encoding = made - began
             if self.compression != "none":

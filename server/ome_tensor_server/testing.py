@@ -36,9 +36,9 @@ def running_server(paths: Sequence[str | Path], **settings: Any) -> Iterator[Run
 
     Args:
         paths: As for ``ome-tensor serve``.
-        settings: Fields of :class:`Settings`.
+        settings: Fields of :class:`Settings`; without ``store`` there is none, so nothing is left behind, and nothing can be mapped.
     """
-    server = TensorServer(Settings(**({"listen": "127.0.0.1:0"} | settings)))
+    server = TensorServer(Settings(**({"listen": "127.0.0.1:0", "store": "none"} | settings)))
     try:
         target = server.start()
         catalogue = server.load(find_sources(paths))

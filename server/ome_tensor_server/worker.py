@@ -12,17 +12,16 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 
 from ome_tensor.blocks import ChunkCache
-from ome_tensor.errors import InvalidRecord
+from ome_tensor.errors import InvalidRecord, OmeTensorError
+from ome_tensor_proto.memory import keep_blocks
 
 from .app import TensorServer
 from .catalogue import Catalogue, Dataset
 from .control import Control
 from .logs import configure
-from .memory import keep_blocks
 from .settings import Settings
 
 __all__ = ["main"]
@@ -35,19 +34,40 @@ _POLL = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
-def _open(control: Control, cache: ChunkCache) -> Catalogue:
-    """The published datasets, mapped. One whose file has gone meanwhile is left out, saying so: the others are still served."""
+def _follow(server: TensorServer, control: Control, cache: ChunkCache, generation: int) -> int:
+    """Serve the published datasets, mapped, unless they are those of ``generation``; gives their number.
+
+    One whose file has gone meanwhile is left out, saying so: the others are still served.
+    """
+    if control.generation == generation:
+        return generation
     datasets = []
-    for entry in control.entries():
+    generation, entries = control.entries()
+    for entry in entries:
         try:
             datasets.append(Dataset(entry.name, entry.manifest.table(), entry.source_name, cache))
         except (InvalidRecord, OSError) as error:
             _log.error("dataset %s cannot be opened: %s", entry.name, error)
-    return Catalogue(datasets)
+    server.serve(Catalogue(datasets), generation)
+    return generation
+
+
+def _speak_up(stderr: int) -> None:
+    """From now on write where the supervisor does; first what was said so far, which went into a file that tells it why a worker did not start."""
+    sys.stderr.flush()
+    said = os.pread(sys.stderr.fileno(), os.fstat(sys.stderr.fileno()).st_size, 0)
+    os.dup2(stderr, sys.stderr.fileno())
+    os.close(stderr)
+    sys.stderr.buffer.write(said)
+    sys.stderr.flush()
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop.
+
+    Raises:
+        InvalidArgument: the address cannot be bound.
+    """
     instructions = json.loads(arguments[0])
     settings = Settings(**instructions["settings"])
     configure(settings.log_format, settings.log_level)
@@ -56,7 +76,7 @@ def main(arguments: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != instructions["supervisor"]:
         return
-    control = Control(Path(instructions["control"]))
+    control = Control(instructions["control"])
     server = TensorServer(settings, worker=instructions["worker"], control=control)
     stop = threading.Event()
 
@@ -68,17 +88,20 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     # A terminal sends it to the whole group; the supervisor passes on what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server.start()
     cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
-    generation = 0
     try:
+        # Before it listens: where the other workers serve, a connection that is given to this one finds it ready.
+        generation = _follow(server, control, cache, 0)
+        server.start()
+        _speak_up(instructions["stderr"])
         while not stop.wait(_POLL):
-            if control.generation != generation:
-                generation = control.generation
-                server.serve(_open(control, cache), generation)
+            generation = _follow(server, control, cache, generation)
     finally:
         server.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except OmeTensorError as error:
+        raise SystemExit(str(error)) from None

@@ -13,14 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from typing import BinaryIO
 
-from ome_tensor.errors import InvalidArgument
+from ome_tensor.errors import InvalidArgument, ServerError
 
 from .catalogue import SourceFile, load_each
 from .control import Control, Entry
@@ -38,6 +37,44 @@ _LONGEST_PAUSE = 5.0
 _POLL = 0.05
 _START_SECONDS = 30.0
 
+#: Of what a worker said before it ended, the last line is looked for in so many bytes, and so many characters of it are shown.
+_SAID_BYTES, _SAID_CHARACTERS = 16 << 10, 300
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker's place, and the process that fills it.
+
+    Attributes:
+        number: Which of the workers.
+        process: Its process, once one was started.
+        said: What the process writes to stderr until it listens: an anonymous file.
+        started: When it was started.
+        pause: Seconds from its start to the next one's, should it end.
+        ended: How the last process ended; empty before any has.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    said: BinaryIO | None = None
+    started: float = 0.0
+    pause: float = 0.0
+    ended: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def last_words(self) -> str:
+        """The last line that its process wrote to stderr before it listened; empty if it wrote nothing."""
+        if self.said is None:
+            return ""
+        # Not by seeking: the process's own place in the file is this one's.
+        size = os.fstat(self.said.fileno()).st_size
+        said = os.pread(self.said.fileno(), _SAID_BYTES, max(0, size - _SAID_BYTES)).decode(errors="replace")
+        return next((line.strip()[:_SAID_CHARACTERS] for line in reversed(said.split("\n")) if line.strip()), "")
+
 
 class Supervisor:
     """Workers on one port.
@@ -50,21 +87,20 @@ class Supervisor:
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
         self._store = store
-        self._folder = tempfile.TemporaryDirectory(prefix="ome-tensor-control-")
-        self._control = Control(Path(self._folder.name), settings.workers)
-        self._processes: list[subprocess.Popen[bytes] | None] = [None] * settings.workers
-        self._started = [0.0] * settings.workers
-        self._pause = [0.0] * settings.workers
+        self._control = Control.create(settings.workers)
+        self._workers = [_Worker(number) for number in range(settings.workers)]
         self._reserved: socket.socket | None = None
         self._lock = threading.Lock()
+        self._started = threading.Event()
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="ome-tensor-supervisor", daemon=True)
 
     def start(self) -> str:
-        """Reserve the port and start the workers; they report NOT_SERVING until :meth:`load`. Gives the bound address.
+        """Reserve the port and start the workers; they report NOT_SERVING until :meth:`load`. Gives the bound address once one of them listens.
 
         Raises:
             InvalidArgument: the address cannot be bound.
+            ServerError: no worker can be started; it says why, and nothing is left running.
         """
         host, port = split_address(self.settings.listen)
         try:
@@ -80,21 +116,26 @@ class Supervisor:
         port = self._reserved.getsockname()[1]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.settings = replace(self.settings, listen=address)
-        for worker in range(self.settings.workers):
-            self._spawn(worker)
         self._watcher.start()
-        self._wait_for_workers((host, port))
+        try:
+            self._wait_for_workers()
+        except ServerError:
+            self.stop(grace=0)
+            raise
         return address
 
-    def _wait_for_workers(self, address: tuple[str, int]) -> None:
+    def _wait_for_workers(self) -> None:
         """Until one of them listens: whoever is told the address may connect at once."""
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and not self._stopping.wait(_POLL):
-            try:
-                socket.create_connection(address, timeout=1).close()
-            except OSError:
-                continue
-            return
+        while all(reads is None for reads in self._control.reads()):
+            if all(worker.ended for worker in self._workers):
+                raise ServerError(f"no worker can be started: {self._workers[0].ended}")
+            if time.monotonic() > deadline:
+                said = next((f"; one says: {words}" for worker in self._workers if (words := worker.last_words())), "")
+                raise ServerError(f"no worker listens within {_START_SECONDS:g} s of its start{said}")
+            if self._stopping.wait(_POLL):
+                return
+        self._started.set()
 
     def load(self, sources: Sequence[SourceFile]) -> list[Entry]:
         """Put the datasets into the store and publish them. Gives what there is then.
@@ -110,51 +151,86 @@ class Supervisor:
         self._control.publish(entries)
         return entries
 
-    def _spawn(self, worker: int) -> None:
-        instructions = {
-            "settings": asdict(self.settings),
-            "control": self._folder.name,
-            "worker": worker,
-            "supervisor": os.getpid(),
-        }
-        self._control.report(worker, 0)
-        self._started[worker] = time.monotonic()
-        self._processes[worker] = subprocess.Popen(
-            [sys.executable, "-m", "ome_tensor_server.worker", json.dumps(instructions)], stdin=subprocess.DEVNULL
-        )
+    def _spawn(self, worker: _Worker) -> None:
+        worker.started = time.monotonic()
+        worker.pause = min(2 * worker.pause + 0.1, _LONGEST_PAUSE)
+        try:
+            # What a worker says before it listens may be why it never does; from then on it writes where this process does.
+            if worker.said is not None:
+                worker.said.close()
+            worker.said = os.fdopen(os.memfd_create("ome-tensor-stderr"), "r+b", buffering=0)
+            stderr = os.dup(2)
+            try:
+                instructions = {
+                    "settings": asdict(self.settings),
+                    "control": self._control.descriptor,
+                    "stderr": stderr,
+                    "worker": worker.number,
+                    "supervisor": os.getpid(),
+                }
+                worker.process = subprocess.Popen(
+                    [sys.executable, "-m", "ome_tensor_server.worker", json.dumps(instructions)],
+                    stdin=subprocess.DEVNULL,
+                    stderr=worker.said,
+                    pass_fds=(self._control.descriptor, stderr),
+                )
+            finally:
+                os.close(stderr)
+        except OSError as error:
+            worker.ended = f"worker {worker.number} cannot be started: {error.strerror}"
+            _log.warning(worker.ended)
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers that run."""
-        return [process.pid for process in self._processes if process is not None and process.poll() is None]
+        return [worker.process.pid for worker in self._workers if worker.process is not None and worker.runs]
 
     def _watch(self) -> None:
-        """Replace workers that die."""
-        while not self._stopping.wait(_POLL):
-            for worker, process in enumerate(self._processes):
-                if process is None or process.poll() is None:
-                    continue
-                lived = time.monotonic() - self._started[worker]
-                if lived < self._pause[worker]:
-                    continue
-                if lived > self._pause[worker] + _EARLY_SECONDS:
-                    self._pause[worker] = 0.0
-                _log.warning("worker %d (pid %d) ended with status %d; starting another", worker, process.pid, process.returncode)
-                self._pause[worker] = min(2 * self._pause[worker] + 0.1, _LONGEST_PAUSE)
-                with self._lock:
-                    if not self._stopping.is_set():
-                        self._spawn(worker)
+        """Start the workers, and replace those that die.
+
+        All of it on this thread, which outlives them: to a process that asks to be told of its parent's end, that is the end of the thread that
+        started it, and a worker would take the news for a second SIGTERM and cut its streams.
+        """
+        while not self._stopping.is_set():
+            for worker in self._workers:
+                if not worker.runs:
+                    self._replace(worker)
+            self._stopping.wait(_POLL)
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.wait()
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start a process in the place of one that has ended, when it is time."""
+        self._control.report(worker.number, None)
+        process = worker.process
+        if process is not None and not worker.ended:
+            words = worker.last_words()
+            worker.ended = f"worker {worker.number} (pid {process.pid}) ended with status {process.returncode}"
+            worker.ended += f": {words}" if words else ""
+            if self._started.is_set():
+                _log.warning("%s; starting another", worker.ended)
+        if worker.ended and not self._started.is_set():
+            return  # Whether any worker can be started is not known yet.
+        lived = time.monotonic() - worker.started
+        if lived < worker.pause:
+            return
+        if lived > worker.pause + _EARLY_SECONDS:
+            worker.pause = 0.0
+        with self._lock:
+            if not self._stopping.is_set():
+                worker.ended = ""
+                self._spawn(worker)
 
     def stop(self, grace: float | None = None) -> None:
         """Drain all workers and return when they are gone; with ``grace=0`` they end at once. May be called again, to hurry."""
         with self._lock:
             self._stopping.set()
-        running = [process for process in self._processes if process is not None]
-        for process in running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL if grace == 0 else signal.SIGTERM)
-        for process in running:
-            process.wait()
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.send_signal(signal.SIGKILL if grace == 0 else signal.SIGTERM)
+        if self._watcher.ident is not None:
+            self._watcher.join()
         if self._reserved is not None:
             self._reserved.close()
-        self._folder.cleanup()
+        self._control.close()
