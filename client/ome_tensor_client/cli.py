@@ -56,8 +56,9 @@ class _Commands(TyperGroup):
         """Run, and turn what a user can do wrong into one line and a status."""
         with _errors_in_one_line():
             result = super().invoke(ctx)
-            # Here and not at exit, where a closed pipe could only be complained about.
-            sys.stdout.flush()
+            # Here and not at exit, where a closed pipe could only be complained about. (Python has no stdout where it was started without one.)
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return result
 
     def _load(self) -> None:

@@ -83,7 +83,8 @@ def get(
     from ome_tensor.plan import Plan
 
     from . import connect
-    from .cli_output import printable, progress_bar, say, size_text
+    from .cli_output import printable, progress_bar, size_text
+    from .signals import unwinding
 
     wanted = Plan.of(arguments)
     with connect(target, timeout=timeout, retry_for=_PATIENCE) as client:
@@ -96,6 +97,8 @@ def get(
     elif suffix != ".npy":
         files.check_tif(plan)
     with (
+        # Ended by a signal, it leaves no half of a file behind.
+        unwinding(),
         connect(target, timeout=timeout, retry_for=_RESUME_FOR) as client,
         progress_bar("reading", plan.nbytes) as advance,
     ):
@@ -114,7 +117,8 @@ def get(
     else:
         axes = plan.layout.translate(str.maketrans("HW", "YX"))
         what = f"{plan.dtype.name} {'×'.join(map(str, plan.shape))} ({axes})"
-    say(f"wrote {printable(output)}: {what}, {size_text(path.stat().st_size)}")
+    # The file is what was asked for: where nobody listens, saying so is not missed.
+    typer.echo(f"wrote {printable(output)}: {what}, {size_text(path.stat().st_size)}")
 
 
 def read_blocks(view: LazyTensorView) -> Blocks:

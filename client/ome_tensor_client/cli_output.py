@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich import box
@@ -33,9 +34,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def stdout() -> TextIO:
+    """Where output goes. Raises OSError where the command was started without (``>&-``)."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    return sys.stdout
+
+
 def say(line: str) -> None:
     """A line on stdout. Buffered: a listing may have a million."""
-    sys.stdout.write(line + "\n")
+    stdout().write(line + "\n")
 
 
 def size_text(nbytes: int) -> str:
@@ -63,21 +71,21 @@ def print_datasets(datasets: Sequence[DatasetInfo], *, as_json: bool) -> None:
 def _some(names: Sequence[str], most: int = 3) -> str:
     """Names, or on a terminal a few of them."""
     left_out = len(names) - most
-    if sys.stdout.isatty() and left_out > 1:
+    if stdout().isatty() and left_out > 1:
         return f"{', '.join(names[:most])} and {left_out} more"
     return ", ".join(names)
 
 
 def print_images(images: Iterator[ImageInfo], limit: int | None, *, as_json: bool) -> None:
     """The images of a dataset, each as it arrives where nobody looks at a table."""
-    terminal = sys.stdout.isatty() and not as_json
+    terminal = stdout().isatty() and not as_json
     most = limit or (TERMINAL_ROWS if terminal else None)
     chosen = itertools.islice(images, most)
     if as_json:
         # One by one: a dataset may have millions.
         start = "["
         for image in chosen:
-            sys.stdout.write(f"{start}\n  {json.dumps(image_facts(image), ensure_ascii=False)}")
+            stdout().write(f"{start}\n  {json.dumps(image_facts(image), ensure_ascii=False)}")
             start = ","
         say("[]" if start == "[" else "\n]")
         return
@@ -207,7 +215,7 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right:
         right: Names of columns to align right.
         fold: Names of columns, between commas, that give way where a terminal is narrow, and that it is spared where they are empty.
     """
-    if not sys.stdout.isatty():
+    if not stdout().isatty():
         say("\t".join(header))
         for row in rows:
             say("\t".join(map(printable, row)))
@@ -229,7 +237,7 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right:
 
 
 def _print_facts(rows: Sequence[tuple[str, str]], colors: Mapping[str, Channel]) -> None:
-    if not sys.stdout.isatty():
+    if not stdout().isatty():
         for name, value in rows:
             say(f"{name}\t{printable(value)}")
         return

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ome_tensor.errors import InvalidArgument
-from ome_tensor.keys import parse_key
+from ome_tensor.keys import check_name, parse_key
 from ome_tensor.lazy import LazyTensorView
 from ome_tensor.listing import DatasetInfo, ImageInfo
 from ome_tensor.plan import PLAN_ARGUMENTS
@@ -15,6 +15,7 @@ from ome_tensor_proto.listing import dataset_from_proto, image_from_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
 from .connection import Connection
+from .mapping import Transport
 from .options import Options
 from .remote import RemoteSource
 
@@ -42,6 +43,19 @@ class Client:
         """How this client talks."""
         return self._connection.options
 
+    @property
+    def transport(self) -> str:
+        """How pixels come: ``mapped``, ``tcp``, or ``mixed`` where that differs from dataset to dataset; ``undecided`` before any was used."""
+        kinds = {transport.kind for transport in self.transports.values()}
+        if self.options.transport == "tcp":
+            return "tcp"
+        return "undecided" if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def transports(self) -> dict[str, Transport]:
+        """How the pixels of each dataset used so far come, and why they are not mapped where they are not."""
+        return self._connection.mapped.transports
+
     def datasets(self) -> list[DatasetInfo]:
         """All datasets, by name."""
         found: list[DatasetInfo] = []
@@ -54,7 +68,8 @@ class Client:
                 return found
 
     def dataset(self, name: str) -> DatasetInfo:
-        """One dataset. Raises DatasetNotFound."""
+        """One dataset. Raises DatasetNotFound; InvalidArgument where the name is not text."""
+        check_name(name, "name", "dataset name")
         return dataset_from_proto(
             self._connection.call("GetDataset", pb.GetDatasetRequest(name=name), pb.GetDatasetResponse).dataset
         )
@@ -69,7 +84,11 @@ class Client:
 
         Raises:
             DatasetNotFound: at the call.
+            InvalidArgument: a name that is not text, or a page size that is not a number.
         """
+        check_name(dataset, "dataset", "dataset name")
+        if column is not None:
+            check_name(column, "column", "column name")
         if isinstance(page_size, bool) or not isinstance(page_size, int) or not 0 <= page_size < 2**32:
             raise InvalidArgument(f"page_size must be a number from 0: {page_size!r}", field="page_size", value=page_size)
         request = pb.ListImagesRequest(dataset=dataset, column=column or "", page_size=page_size)
@@ -135,7 +154,8 @@ def connect(target: str, **options: Any) -> Client:
 
     Args:
         target: ``HOST:PORT``.
-        options: Fields of :class:`Options`: timeout, retry_for, prefetch_bytes, message_bytes.
+        options: Fields of :class:`Options`: timeout, retry_for, prefetch_bytes, message_bytes, compression, transport, store,
+            reuse_memory, connections.
 
     Raises:
         InvalidArgument: a malformed target or option. (TypeError for an unknown option.)

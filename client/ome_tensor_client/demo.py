@@ -59,14 +59,16 @@ def run_demo(data: str | None, output: str) -> None:
     console.print(f"  $ ome-tensor serve {_quiet(path)} --listen 127.0.0.1:0", style="dim", markup=False)
     with server_process(path) as server:
         say.fact("process", f"{server.pid}, listening on {server.target}")
-        with connect(server.target) as client:
+        # What is shown is the wire, as another host would see it; this one could map the pixels.
+        with connect(server.target, transport="tcp") as client:
             image = _list(client, say)
             meta = image.meta
             assert meta is not None  # images with a problem were passed over
             _resolve(client, image, say)
             truth = _read_file(path, image)
             _stream(client, image, truth, say)
-            _measure(client, image, meta, say)
+            with connect(server.target) as mapping:
+                _measure(client, mapping, image, meta, say)
             say.heading("Picture")
             pixels = client.tensor_view(image.key, t=0, layout="TZCYX").to_numpy()
         write_picture(picture, pixels[0], meta)
@@ -102,6 +104,8 @@ def _find_data(data: str | None) -> Path:
         path = Path(data)
         if not path.is_file():
             raise InvalidArgument(f"--data {data!r} is not a file", field="data", value=data)
+        if not os.access(path, os.R_OK):
+            raise InvalidArgument(f"--data {data!r} may not be read by this user", field="data", value=data)
         return path
     # The working directory or one above it; else the checkout that an editable installation runs from.
     for folder in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents[2:3]):
@@ -204,12 +208,30 @@ def _framework() -> tuple[str, Any]:
     return "PyTorch", torch.from_dlpack
 
 
-def _measure(client: Client, image: ImageInfo, meta: ImageMeta, say: _Headings) -> None:
-    """Throughput and latencies of a warm server."""
+def _measure(client: Client, mapping: Client, image: ImageInfo, meta: ImageMeta, say: _Headings) -> None:
+    """Throughput and latencies of a warm server: over the wire, and mapped from its store where ``mapping`` can do that."""
     say.heading("Measure")
-    _, to_tensor = _framework()
     view = client.tensor_view(image.key, t=0, layout="ZCYX")
     first = [_first_tile(view, seed) for seed in range(_LATENCIES)]
+    h, w = (min(256, size) for size in (meta.extent.y, meta.extent.x))
+    rate, told = _throughput(view)
+    say.fact("throughput", f"{_rate(rate)}: {told}")
+    say.fact("first tile", f"{_milliseconds(statistics.median(first))} from request to tensor, median of {len(first)}")
+    single = _single_read(client, image, meta, (h, w))
+    say.fact("single read", f"{_milliseconds(single)} for {h} × {w} pixels, shape included, p50 of {_LATENCIES}")
+    say.console.print(f"  over loopback, client and server sharing {os.cpu_count()} cores", style="dim")
+    mapped = mapping.tensor_view(image.key, t=0, layout="ZCYX")
+    if mapped.shape and mapping.transport == "mapped":
+        rate, _ = _throughput(mapped)
+        single = _single_read(mapping, image, meta, (h, w))
+        say.fact(
+            "on the same host", f"{_rate(rate)}, single read {_milliseconds(single)}: mapped from the server's store, no wire"
+        )
+
+
+def _throughput(view: Any) -> tuple[float, str]:
+    """Bytes a second of tiles turned into tensors, and of how many of them."""
+    _, to_tensor = _framework()
     nbytes = tiles = epochs = 0
     began = time.perf_counter()
     while (elapsed := time.perf_counter() - began) < _MEASURE_FOR:
@@ -218,19 +240,19 @@ def _measure(client: Client, image: ImageInfo, meta: ImageMeta, say: _Headings) 
             nbytes += tile.array.nbytes
             tiles += 1
         epochs += 1
-    h, w = (min(256, size) for size in (meta.extent.y, meta.extent.x))
-    single = []
+    return nbytes / elapsed, f"{tiles:,} tiles in {epochs} shuffled epochs, {elapsed:.1f} s"
+
+
+def _single_read(client: Client, image: ImageInfo, meta: ImageMeta, size: tuple[int, int]) -> float:
+    """Median seconds for a plane's corner of that height and width, each of a view made anew."""
+    h, w = size
+    took = []
     for number in range(_LATENCIES):
-        began_one = time.perf_counter()
+        began = time.perf_counter()
         z, c = number % meta.extent.z, number % meta.extent.c
         client.tensor_view(image.key, t=0, z=z, c=c, roi=(0, 0, w, h)).to_numpy()
-        single.append(time.perf_counter() - began_one)
-    say.fact("throughput", f"{_rate(nbytes / elapsed)}: {tiles:,} tiles in {epochs} shuffled epochs, {elapsed:.1f} s")
-    say.fact("first tile", f"{_milliseconds(statistics.median(first))} from request to tensor, median of {len(first)}")
-    say.fact(
-        "single read", f"{_milliseconds(statistics.median(single))} for {h} × {w} pixels, shape included, p50 of {len(single)}"
-    )
-    say.console.print(f"  over loopback, client and server sharing {os.cpu_count()} cores", style="dim")
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _first_tile(view: Any, seed: int) -> float:

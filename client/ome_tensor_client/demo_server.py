@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from ome_tensor.errors import OmeTensorError, Unavailable
 
 from .health import check_health
+from .signals import unwinding
 
 __all__ = ["ServerProcess", "server_process"]
 
@@ -63,10 +63,9 @@ class ServerProcess:
         raise Unavailable(f"the server did not become ready: {self.complaint()}")
 
     def complaint(self) -> str:
-        """The last line it wrote to stderr."""
+        """What it wrote to stderr about why it ended: its ``error:`` line, else the last one that says anything."""
         self._log.seek(0)
-        lines = self._log.read().strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+        return complaint_of(self._log.read())
 
     def stop(self) -> int:
         """SIGTERM, and the status it exits with. May be called again."""
@@ -80,9 +79,18 @@ class ServerProcess:
             raise OmeTensorError(f"the server had not stopped {_PATIENCE:g} s after SIGTERM, and was killed") from None
 
 
+def complaint_of(log: str) -> str:
+    """The one line of a server's stderr to repeat to a person."""
+    # Boxes are drawn around the parser's complaints.
+    lines = [line.strip(" │╭╮╰╯─|+-") for line in log.splitlines()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = errors or [line for line in lines if any(map(str.isalnum, line))]
+    return said[-1] if said else "it said nothing"
+
+
 @contextmanager
 def server_process(path: Path) -> Iterator[ServerProcess]:
-    """Serve a file on a free port of the loopback interface; stopped at the end, whatever happens.
+    """Serve a file on a free port of the loopback interface; stopped at the end, and its store gone, whatever happens.
 
     Raises:
         Unavailable: it does not start; with what it said.
@@ -90,7 +98,13 @@ def server_process(path: Path) -> Iterator[ServerProcess]:
     # The demo is to be the same everywhere: the user's settings are for the user's servers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OME_TENSOR_")}
     command = [sys.executable, "-m", "ome_tensor_client", "serve", str(path), "--listen", "127.0.0.1:0"]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log, _sigterm_unwinds():
+    with (
+        unwinding(),
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        # Not the server's own choice, shared memory: of a server that is killed the store would stay there.
+        tempfile.TemporaryDirectory(prefix="ome-tensor-demo-") as store,
+    ):
+        command += ["--store", store]
         process = subprocess.Popen(
             # In a process group of its own: a Ctrl-C is for us, and we stop it.
             command,
@@ -108,17 +122,3 @@ def server_process(path: Path) -> Iterator[ServerProcess]:
             finally:
                 if process.poll() is None:
                     process.kill()
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that nothing that we started outlives us."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

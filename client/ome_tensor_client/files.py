@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ome_tensor.errors import InvalidArgument, MissingDependency
+from ome_tensor.errors import InvalidArgument, MissingDependency, OmeTensorError
 from ome_tensor.layout import to_axes
 
 from .imaging import Color, colors_of, composite
@@ -41,7 +41,7 @@ def check_output(text: str) -> Path:
     """The place of a file to write, links followed.
 
     Raises:
-        InvalidArgument: a suffix that cannot be written, a folder, a missing folder, or no permission.
+        InvalidArgument: a suffix that cannot be written, a folder, a missing folder, or no permission there.
         MissingDependency: the format needs a package that is not installed.
     """
     path = Path(os.path.realpath(text))
@@ -52,11 +52,16 @@ def check_output(text: str) -> Path:
     elif suffix not in SUFFIXES:
         why = "the name must end in .npy, .png, .tif or .tiff, which says what to write"
     elif not path.parent.is_dir():
-        why = f"there is no folder {str(Path(text).parent)!r}"
+        why = f"there is no folder {str(path.parent if os.path.islink(text) else Path(text).parent)!r}"
+        if os.path.islink(text):
+            why = f"it is a link to {str(path)!r}, and {why}"
     elif path.exists() and not path.is_file():
         why = "it is not a regular file"
     elif path.exists() and not os.access(path, os.W_OK):
         why = "it is write-protected"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        # Where a file is replaced too: the new one is written beside it.
+        why = f"the folder {str(path.parent)!r} is write-protected"
     if why is not None:
         raise InvalidArgument(f"cannot write {text!r}: {why}", field="output", value=text)
     package = SUFFIXES[suffix]
@@ -82,6 +87,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         InvalidArgument: nothing can be created there.
+        OSError: writing fails inside (a full disk, above all); it names ``path``.
     """
     passing = path.with_name(f".ome-tensor-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
@@ -91,10 +97,21 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield passing
         os.replace(passing, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             passing.unlink()
+        # Errors of reading are OSErrors too, of the connection, and say themselves what they are about.
+        if isinstance(error, OSError) and not isinstance(error, (OmeTensorError, ConnectionError, TimeoutError)):
+            raise _write_error(error, path) from error
         raise
+
+
+def _write_error(error: OSError, path: Path) -> OSError:
+    """What went wrong with the file as its user knows it, whose name is not the passing one."""
+    if error.errno is None:
+        # NumPy's tofile counts items: "2384800 requested and 51088 written".
+        return OSError(errno.EIO, f"not all could be written; is the disk full? ({error})", str(path))
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def write_npy(path: Path, plan: ResolvedPlan, blocks: Blocks, advance: Callable[[int], None]) -> None:
@@ -113,16 +130,17 @@ def write_npy(path: Path, plan: ResolvedPlan, blocks: Blocks, advance: Callable[
                 np.save(file, np.empty(plan.shape, plan.dtype))
             return
         mapped = np.lib.format.open_memmap(passing, mode="w+", dtype=plan.dtype, shape=plan.shape)
-        _reserve(passing)
+        # Without it a full disk would kill the process by SIGBUS.
+        _reserve(passing, passing.stat().st_size)
         _fill(to_axes(mapped, plan.layout), blocks, advance)
         mapped.flush()
 
 
-def _reserve(path: Path) -> None:
-    """Claim the disk space of a file to be written through a mapping: without it a full disk would kill the process by SIGBUS."""
+def _reserve(path: Path, nbytes: int) -> None:
+    """Claim the disk space of a file, so that a full disk is found out before anything is read. Raises OSError."""
     with path.open("r+b") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            os.posix_fallocate(file.fileno(), 0, nbytes)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
@@ -153,6 +171,8 @@ def write_tif(
     check_tif(plan)
     tifffile = require("tifffile", ".tif")
     with replacing(path) as passing:
+        # The writer begins the file anew; between, somebody else may still take the space.
+        _reserve(passing, plan.nbytes)
         array = np.empty(plan.shape, plan.dtype)
         _fill(to_axes(array, plan.layout), blocks, advance)
         # The type is told, since the passing name does not end in .ome.tif.

@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ome_tensor.batches import BatchArray, batch_in_layout
-from ome_tensor.errors import BrokenStream
+from ome_tensor.errors import BrokenStream, DatasetChanged, DatasetNotFound, ImageNotFound, OmeTensorError
 from ome_tensor.exports import TensorExports, in_layout
+from ome_tensor.keys import parse_key
 from ome_tensor.layout import AXES, apply_layout
 from ome_tensor.lazy import Arguments
 from ome_tensor.pixels import DensePixels
 from ome_tensor.plan import Plan, ResolvedPlan
 from ome_tensor.prefetch import Prefetcher
-from ome_tensor.record import ImageMeta
 from ome_tensor.selection import Region, Selection, as_index
 from ome_tensor.slabs import split_into_slabs
 from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
-from ome_tensor.view import TensorView
+from ome_tensor.view import TensorView, view_of_record
 from ome_tensor_proto.codec import compression_to_proto, order_to_proto, plan_to_proto, selection_from_proto, tiling_to_proto
 from ome_tensor_proto.listing import image_from_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .dealt import deal, taken_back
+from .known_images import KnownImage
 from .received import uniform_batches, whole_tiles
-from .tile_stream import TileStream
+from .tile_stream import TileStream, read_one
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -36,6 +38,15 @@ if TYPE_CHECKING:
 __all__ = ["RemoteSource"]
 
 TileAndArray = tuple[Tile, np.ndarray]
+
+#: Views of at most so many bytes are described from memory: of a larger one a round trip is no part worth saving, and the server's limits are
+#: better heard before room for it is made.
+_SMALL = 16 << 20
+
+_IN_ORDER = Order()
+
+#: A whole read of at most so many bytes is expected in one message: servers are set to aim at 1 MiB.
+_ONE_MESSAGE = 512 << 10
 
 #: Windows listed in one request: some 400 KiB for images of common sizes, 2.5 MiB at most; a server takes 4 MiB.
 _MOST_WINDOWS = 65_536
@@ -53,27 +64,74 @@ class RemoteSource:
         self.connection = connection
         self.key = key
 
-    def open(self, arguments: Arguments) -> RemoteView:
-        """Describe the plan, by one ResolveView call. See :meth:`ome_tensor.lazy.Source.open`."""
+    def open(self, arguments: Arguments) -> TensorView:
+        """Describe the plan: from the mapped dataset, or by one ResolveView call. See :meth:`ome_tensor.lazy.Source.open`."""
         plan = Plan.of(arguments)
+        mapped = self._mapped(plan)
+        return self._described(plan) if mapped is None else mapped
+
+    def _mapped(self, plan: Plan) -> TensorView | None:
+        key = parse_key(self.key)
+        table = self.connection.mapped.table(key.dataset)
+        return None if table is None else view_of_record(table.image(key.column, key.row).pixels, plan)
+
+    def _described(self, plan: Plan) -> RemoteView:
         answer = self.connection.call(
             "ResolveView", pb.ResolveViewRequest(key=self.key, view=plan_to_proto(plan)), pb.ResolveViewResponse
         )
         meta = image_from_proto(answer.image).meta
         if meta is None:
             raise BrokenStream(f"the server describes {self.key!r} without its size or dtype")
+        known = KnownImage(answer.key, meta, answer.dataset_version)
+        self.connection.images.put(self.key, known)
         resolved = ResolvedPlan(
             selection_from_proto(answer.selection), answer.layout, np.dtype(answer.dtype), plan.channel_policy
         )
-        return RemoteView.of_pixels(RemotePixels(self.connection, answer.key, meta, answer.dataset_version), resolved, plan.dtype)
+        return RemoteView.of_pixels(RemotePixels(self.connection, known), resolved, plan.dtype)
+
+    def read(self, arguments: Arguments) -> tuple[TensorView, TensorView]:
+        """Describe and fetch: in one round trip where the image is known already and the view is small. The read names the version that it was
+        described by, so what is remembered can be out of date and still never wrong. See :meth:`ome_tensor.lazy.Source.read`."""
+        plan = Plan.of(arguments)
+        opened = self._mapped(plan)
+        if opened is not None:
+            return opened, opened
+        remembered = self._remembered(plan)
+        if remembered is not None:
+            try:
+                return remembered, self.collect(remembered)
+            except (DatasetChanged, DatasetNotFound, ImageNotFound):
+                self.connection.images.forget(self.key)
+        opened = self._described(plan)
+        return opened, self.collect(opened)
+
+    def _remembered(self, plan: Plan) -> RemoteView | None:
+        known = self.connection.images.get(self.key)
+        if known is None:
+            return None
+        try:
+            resolved = plan.resolve(known.meta.extent, known.meta.dtype, known.meta.grid)
+        except OmeTensorError:
+            return None  # It may fit the image as it is by now: for its server to say.
+        if resolved.nbytes > _SMALL:
+            return None
+        return RemoteView.of_pixels(RemotePixels(self.connection, known), resolved, plan.dtype)
 
     def collect(self, opened: TensorExports) -> TensorView:
-        """Fetch the pixels, once, into memory that the view keeps."""
-        assert isinstance(opened, RemoteView)
+        """Fetch the pixels, once, into memory that the view keeps; what is mapped is in reach already."""
+        assert isinstance(opened, TensorView)
+        if not isinstance(opened, RemoteView):
+            return opened
         resolved = opened.resolved
         shown = opened.read_shown()
         pixels = DensePixels(resolved.shown, shown, beyond=opened.pixels)
         return TensorView.of_pixels(pixels, resolved, opened.override, memory=apply_layout(shown, resolved.layout))
+
+
+def _put(block: np.ndarray, out: np.ndarray) -> None:
+    if out.shape != block.shape or block.dtype != out.dtype:
+        raise BrokenStream(f"a {block.dtype} block of {block.shape} arrived for {out.dtype} {out.shape}")
+    out[...] = block
 
 
 class RemotePixels:
@@ -81,45 +139,45 @@ class RemotePixels:
 
     Args:
         connection: The server.
-        key: The image's canonical key.
-        meta: The image's metadata.
-        version: The dataset's version; another one's pixels are refused.
+        image: What is known of the image; another version's pixels are refused.
     """
 
-    def __init__(self, connection: Connection, key: str, meta: ImageMeta, version: str) -> None:
+    def __init__(self, connection: Connection, image: KnownImage) -> None:
         self.connection = connection
-        self.key = key
-        self.meta = meta
-        self.version = version
+        self.key = image.key
+        self.meta = image.meta
+        self.version = image.version
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """Read a selection into ``out``; a large one comes in slabs, each copied to its place as it arrives."""
         if out.size == 0:
             return
+        request = self.request(selection, out.dtype, Tiling(), Order(), arrow=False)
+        if out.nbytes <= _ONE_MESSAGE and self.connection.options.compression != "auto":
+            batch = read_one(self.connection, request)
+            if batch is not None:
+                _put(batch.pixels[0], out)
+                return
         delivered = 0
-        with closing(self._whole(selection, out.dtype, arrow=False)) as stream:
+        with closing(TileStream(self.connection, request, expected=1)) as stream:
             for batch in stream:
                 block, place = batch.pixels[0], tuple(slice(length) for length in out.shape)
                 if stream.header.slabs:
                     slab = split_into_slabs(out.shape, out.dtype.itemsize, stream.header.slab_bytes)[batch.slab]
                     place = tuple(slice(first, first + count) for first, count in zip(slab.origin, slab.shape, strict=True))
-                if out[place].shape != block.shape or block.dtype != out.dtype:
-                    raise BrokenStream(f"a {block.dtype} block of {block.shape} arrived for {out.dtype} {out[place].shape}")
-                out[place] = block
+                _put(block, out[place])
                 delivered += block.size
         if delivered != out.size:
             raise BrokenStream(f"{delivered} of {out.size} pixels arrived")
 
     def flat_values(self, selection: Selection) -> np.ndarray:
         """The stored values of one plane or chunk, 1-D, in private memory."""
-        with closing(self._whole(selection, None, arrow=True)) as stream:
+        request = self.request(selection, None, Tiling(), Order(), arrow=True)
+        with closing(TileStream(self.connection, request, expected=1)) as stream:
             parts = [batch.pixels[0].reshape(-1) for batch in stream]
         if sum(part.size for part in parts) != selection.size:
             raise BrokenStream(f"{sum(part.size for part in parts)} of {selection.size} stored values arrived")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _whole(self, selection: Selection, dtype: np.dtype | None, *, arrow: bool) -> TileStream:
-        return TileStream(self.connection, self.request(selection, dtype, Tiling(), Order(), arrow=arrow), expected=1)
 
     def request(
         self, selection: Selection, dtype: np.dtype | None, tiling: Tiling, order: Order, *, arrow: bool
@@ -137,8 +195,9 @@ class RemotePixels:
         return pb.ReadTilesRequest(
             keys=[self.key],
             view=plan_to_proto(plan, mode="arrow" if arrow else "numpy"),
-            tiling=tiling_to_proto(tiling),
-            order=order_to_proto(order),
+            # Absent: whole, and in order.
+            tiling=None if tiling.kind == "whole" else tiling_to_proto(tiling),
+            order=None if order == _IN_ORDER else order_to_proto(order),
             if_version=self.version,
             max_message_bytes=self.connection.options.message_bytes,
             # Decided by the stream itself, read by read.
@@ -180,15 +239,31 @@ class RemoteView(TensorView):
             )
         # Counted without its order, which is the server's to compute.
         expected = len(TileSequence(shown, tiling, order))
-        request = self.pixels.request(shown, resolved.dtype, tiling, order, arrow=arrow)
-        stream = TileStream(self.pixels.connection, request, expected)
-        found = self._delivered(stream, numbered, contiguous, arrow)
+        connections = self.pixels.connection.several
+        if len(connections) > 1 and expected > 1 and not arrow:
+            parts = [
+                self._ahead(self._stream(one, shown, tiling, part, count), numbered, contiguous, max(1, prefetch))
+                for one, (part, count) in zip(connections, deal(order, expected, len(connections)), strict=False)
+            ]
+            return taken_back(parts, order.start, expected)
+        stream = self._stream(self.pixels.connection, shown, tiling, order, expected, arrow=arrow)
         if not prefetch:
-            return found
+            return self._delivered(stream, numbered, contiguous, arrow)
+        return self._ahead(stream, numbered, contiguous, prefetch, arrow=arrow)
+
+    def _stream(
+        self, connection: Connection, shown: Selection, tiling: Tiling, order: Order, expected: int, *, arrow: bool = False
+    ) -> TileStream:
+        return TileStream(connection, self.pixels.request(shown, self._resolved.dtype, tiling, order, arrow=arrow), expected)
+
+    def _ahead(
+        self, stream: TileStream, numbered: TileSequence, contiguous: bool, prefetch: int, *, arrow: bool = False
+    ) -> Prefetcher[TileAndArray]:
+        options = self.pixels.connection.options
         return Prefetcher(
-            found,
+            self._delivered(stream, numbered, contiguous, arrow),
             prefetch,
-            max_bytes=self.pixels.connection.options.prefetch_bytes,
+            max_bytes=options.prefetch_bytes // options.connections,
             size=lambda item: item[1].nbytes,
             cancel=stream.cancel,
         )

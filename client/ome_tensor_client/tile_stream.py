@@ -9,19 +9,17 @@ from typing import Any
 
 import grpc
 
-from ome_tensor.errors import BrokenStream, Cancelled, DeadlineExceeded, OmeTensorError, Rebalance, Unavailable
+from ome_tensor.errors import BrokenStream, Cancelled, DeadlineExceeded, OmeTensorError, Rebalance, ServerError, Unavailable
 from ome_tensor_proto.codec import compression_to_proto
+from ome_tensor_proto.methods import ONE_MESSAGE
 from ome_tensor_proto.reader import BatchReader, TileBatch
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .channels import Moves
 from .compression import Tuner
-from .connection import Backoff, Connection
+from .connection import TRANSIENT, Backoff, Connection
 
-__all__ = ["TileStream"]
-
-#: How often a read connects anew because another worker of the server has less to do. The kernel picks a worker by chance each time, so a few tries
-#: find a free one of two almost surely; after that a busy one is better than none.
-_MOST_MOVES = 8
+__all__ = ["TileStream", "read_one"]
 
 #: What must not differ between the calls of one read.
 _SAME = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
@@ -41,7 +39,8 @@ class _Read:
         self.remaining = expected
         self.header: pb.ReadTilesHeader | None = None
         self.retries = 0
-        self.moves = _MOST_MOVES
+        self.moves = Moves(connection.channels)
+        self.channel: grpc.Channel | None = None
         self.stop = threading.Event()
         self.call: Any = None
         self.timed_out = False
@@ -67,19 +66,25 @@ class _Read:
     def begin(self) -> Iterator[bytes]:
         """The messages of a call for what has not arrived yet."""
         self.timed_out = False
-        self.call = self.connection.stream("ReadTiles", self.request, may_move=self.moves > 0)
-        if self.stop.is_set():
-            self.call.cancel()
-        while True:
-            self.waiting_since = time.monotonic()
-            try:
-                message = next(self.call)
-            except StopIteration:
-                return
-            finally:
-                self.waited = time.monotonic() - self.waiting_since
-                self.waiting_since = None
-            yield message
+        with self.connection.channels.use() as self.channel:
+            self.call = self.connection.stream("ReadTiles", self.request, self.channel, may_move=self.moves.offer())
+            if self.stop.is_set():
+                self.call.cancel()
+            while True:
+                self.waiting_since = time.monotonic()
+                try:
+                    message = next(self.call)
+                except StopIteration:
+                    return
+                finally:
+                    self.waited = time.monotonic() - self.waiting_since
+                    self.waiting_since = None
+                yield message
+
+    def move(self) -> bool:
+        """Whether to call again at once, where the server has answered Rebalance."""
+        assert self.channel is not None
+        return self.moves.make(self.channel, self.stop)
 
     def tune(self, batch: TileBatch) -> bool:
         """Whether what comes after this batch should be asked for anew, with another compression."""
@@ -130,6 +135,31 @@ class _Read:
         error = connection.error_of(rpc_error)
         # Not cancelled by us: a server that is stopped hard cancels what runs, and one whose reader stalled frees its place.
         return Unavailable(error.message, field=error.field, value=error.value) if isinstance(error, Cancelled) else error
+
+
+def read_one(connection: Connection, request: pb.ReadTilesRequest) -> TileBatch | None:
+    """The only batch of a read of one tile that fits in a message, sooner than a stream would bring it; ``None`` where it has to be streamed after
+    all: the server makes more messages of it, or something went wrong that a stream would get over.
+
+    Raises:
+        OmeTensorError: what the server refuses, and DeadlineExceeded.
+    """
+    reader = BatchReader(pixels_only=True)
+    try:
+        batch = reader.feed(connection.read_one(request))
+        reader.finish()
+    except DeadlineExceeded:
+        raise
+    except (*TRANSIENT, Cancelled, ServerError):
+        return None
+    except OmeTensorError as error:
+        if error.field != ONE_MESSAGE:
+            raise
+        return None
+    header = reader.header
+    if header is None or header.tile_count != 1 or header.dataset_version != request.if_version:
+        return None
+    return batch
 
 
 class TileStream(Iterator[TileBatch]):
@@ -218,9 +248,10 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
             if error is None:
                 continue
             if isinstance(error, Rebalance):
-                read.moves -= 1
-                read.connection.reconnect()
-                continue
+                if read.move():
+                    continue
+                target = read.connection.target
+                error = Unavailable(f"{target}: the server sends this read away again and again", field="target", value=target)
             if isinstance(error, DeadlineExceeded) and not arrived:
                 raise error
             if arrived:
