@@ -44,6 +44,9 @@ def serving(path: Path) -> Iterator[ServerProcess]:
         "127.0.0.1:0",
         "--log-level",
         "error",
+        # What the default leaves in shared memory for a warm restart would stay there.
+        "--store",
+        str(path.parent / "ome-tensor-store"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

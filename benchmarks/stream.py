@@ -268,7 +268,7 @@ def run(*, quick: bool = False, rounds: int | None = None) -> list[Row]:
         maker.join()
         if maker.exitcode:
             raise RuntimeError(f"the image's file could not be made (exit status {maker.exitcode})")
-        with serving(path) as server, connect(server.target) as client:
+        with serving(path) as server, connect(server.target, transport="tcp") as client:
             # Loaded, indexed and connected; what follows is not about that.
             client.tensor_view(_KEY, t=0, z=0, c=0, roi=(0, 0, 1, 1)).to_numpy()
             rows = small_stream(server, client, shape, count)

@@ -54,7 +54,7 @@ Plane = tuple[int, int, int, int]
 _STOP_SECONDS = 20.0
 
 #: glibc keeps freed blocks of up to 32 MiB instead of returning their pages, which costs more than the copies do. Our server asks for the same by
-#: itself (ome_tensor_server.memory), so the other Python servers are given it too.
+#: itself (ome_tensor_proto.memory), so the other Python servers are given it too.
 _KEEP_BLOCKS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),

@@ -85,6 +85,8 @@ class Ours(Peer):
     def serve(self, data: Data, where: Where = HERE) -> Iterator[Served]:
         command = ["-m", "ome_tensor_client", "serve", str(data.parquet), "--listen", f"{where.host}:0", "--log-level", "error"]
         command += ["--insecure"] if where.host != HERE.host else []
+        # Beside the image's other files: what the default leaves in shared memory for a warm restart would stay there.
+        command += ["--store", str(data.folder / "ome-tensor-store")]
         choice = transport(self.mapped)
         with python_server([*command, *self.flags], where) as (target, pid):
             yield Served(OursReader(target, {"transport": choice} if choice else {}), (pid,))

@@ -109,7 +109,17 @@ def _damaged() -> dict[str, Image]:
 
         return edit
 
+    wide = pixels.astype(np.int64)
+    negative, large = wide.copy(), wide.copy()
+    negative[1, 1, 0, 3, 2], large[1, 1, 0, 3, 2] = -1, 70_000
+    fractions = np.where(large == 70_000, np.nan, pixels).astype(np.float64)
+
     return {
+        "plane_value_large": Image(records.planes_record(large, "uint16"), pixels),
+        "plane_value_nan": Image(records.planes_record(fractions, "uint16"), pixels),
+        "chunk_value_negative": Image(records.chunks_record(negative, chunk, "uint16"), pixels),
+        "bytes_value_large": Image(records.bytes_record(large, chunk, "uint16", dtype="int32"), pixels),
+        "zstd_value_large": Image(records.bytes_record(large, chunk, "uint16", dtype=">i4", compression="zstd"), pixels),
         "chunk_missing": chunks(lambda entries: entries[:-1]),
         "chunk_short": chunks(change(pixels=lambda values: values[:-1])),
         "chunk_long": chunks(change(pixels=lambda values: np.append(values, 1))),

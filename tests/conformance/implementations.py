@@ -45,7 +45,7 @@ class Implementation:
             use(self.view(image_name, **selection))
         if self.name != "upstream":
             assert isinstance(caught.value, ome_tensor.OmeTensorError), repr(caught.value)
-        if self.name in ("lazy", "remote"):
+        if self.name in ("lazy", "remote", "mapped"):
             here = Implementation().refuses(words, image_name, use=use, **selection)
             assert (type(caught.value), str(caught.value)) == (type(here), str(here))
         return caught.value
@@ -82,6 +82,12 @@ class Remote(Implementation):
     def view(self, image_name: str, **selection: Any) -> Any:
         """A view of an image."""
         return self._client_of("images" if image_name in IMAGES else "damaged").tensor_view(image_name, **selection)
+
+
+class Mapped(Remote):
+    """A lazy view of a server's dataset that the client maps: the server is asked where it is, and for nothing else."""
+
+    name = "mapped"
 
 
 def as_numpy(dlpack: Any) -> np.ndarray:

@@ -122,6 +122,20 @@ def test_dlpack_is_reusable(our_view: Implementation, mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(jax.numpy.from_dlpack(exported)), expected)
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_torch_cannot_harm_the_view(our_view: Implementation, plan: dict[str, Any], contiguous: bool) -> None:
+    """What torch does to its tensor in place, the view that gave it does not show next."""
+    view = our_view.view("chunks", **plan)
+    before = view.to_numpy().copy()
+    tensor = view.to_torch(mode="numpy", contiguous=contiguous)
+    tensor.zero_()
+    np.testing.assert_array_equal(view.to_numpy(), before)
+    np.testing.assert_array_equal(view.to_torch(mode="numpy", contiguous=contiguous).numpy(), before)
+    # In the order in which it lies: a permuted view is still one.
+    assert contiguous or tensor.is_contiguous() == view.to_numpy().flags.c_contiguous
+
+
 def test_dlpack_outlives_the_view(any_view: Implementation) -> None:
     """The exported memory belongs to whoever holds it."""
     exported = any_view.view("chunks").to_dlpack(mode="numpy")

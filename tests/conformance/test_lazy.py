@@ -216,14 +216,14 @@ def pickled(view: Any) -> Any:
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-@pytest.mark.parametrize("where", ["loader", "remote"])
+@pytest.mark.parametrize("where", ["loader", "tcp", "mapped"])
 def test_lazy_views_pickle(request: pytest.FixtureRequest, where: str, used: bool) -> None:
     """A plan travels to a worker process, before or after it was read here; upstream's holds a lock and cannot."""
     plan = {"t": [2, 0], "z": 1, "tile": (1, 1), "layout": "YXTC", "dtype": np.dtype("float32")}
     if where == "loader":
         view = ome_tensor.LazyTensorView(loader=load_chunks, **plan)
     else:
-        view = request.getfixturevalue("client_of")("images").tensor_view("chunks", **plan)
+        view = request.getfixturevalue("client_of")(where, "images").tensor_view("chunks", **plan)
     if used:
         assert view.to_numpy().shape == (5, 6, 2, 2)
     travelled = pickled(view)

@@ -146,9 +146,9 @@ def test_threads_end_when_exhausted(planes: CountingPlanes) -> None:
     assert list(iterator) == []
 
 
-def test_client_threads_end(client_of: Callable[[str], Any]) -> None:
+def test_client_threads_end(client_of: Callable[[str, str], Any]) -> None:
     """Remote iterations, dropped half-way, do not leave a thread each behind."""
-    view = client_of("images").tensor_view("chunks")
+    view = client_of("tcp", "images").tensor_view("chunks")
 
     def begin_and_drop(times: int) -> None:
         for _ in range(times):

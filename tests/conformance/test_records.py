@@ -349,6 +349,50 @@ def test_pixels_beside_a_hole_are_readable(our_view: Implementation, name: str) 
         our_view.refuses("t=1", name, t=1, z=1, roi=(7, 5, 1, 1))
 
 
+MISFITS = {
+    "plane_value_large": "planes hold 70000",
+    "plane_value_nan": "planes hold nan",
+    "chunk_value_negative": "chunks hold -1",
+    "bytes_value_large": "chunks hold 70000",
+    "zstd_value_large": "chunks hold 70000",
+}
+
+
+@pytest.mark.parametrize("name, words", MISFITS.items())
+def test_a_value_that_the_pixel_type_cannot_hold(our_view: Implementation, name: str, words: str) -> None:
+    """Upstream wraps it around; ours says where it is and what it is. Pixels elsewhere are readable."""
+    for selection in ({}, {"t": 1, "z": 1}, {"roi": (1, 3, 4, 2)}, {"dtype": np.uint16}):
+        error = our_view.refuses(words, name, **selection)
+        assert "at (t=1, z=1, c=0, y=3, x=2), which does not fit pixel type 'uint16'" in str(error)
+        # Asked again it must say so again: a verdict is kept, but only a good one.
+        our_view.refuses(words, name, **selection)
+    np.testing.assert_array_equal(our_view.view(name, t=0).to_numpy(), DAMAGED[name].pixels[:1])
+    np.testing.assert_array_equal(our_view.view(name, t=1, z=0).to_numpy(), DAMAGED[name].pixels[1, 0])
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_callers_dtype_is_astype_of_what_is_stored(our_view: Implementation, name: str) -> None:
+    """As upstream has it, also where the pixel type is not true."""
+    value = {"nan": np.nan, "negative": -1, "large": 70_000}[name.split("_")[-1]]
+    found = our_view.view(name, t=1, z=1, dtype=np.float64).to_numpy()
+    expected = DAMAGED[name].pixels[1, 1].astype(np.float64)
+    expected[0, 3, 2] = value
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGED if "_value_" in name])
+def test_dicts_of_misfits(name: str) -> None:
+    """The same of a dict, whose lists are converted in parts."""
+    record = DAMAGED[name].dictionary
+    for selection in ({}, {"t": 1, "z": 1}, {"roi": (1, 3, 4, 2)}):
+        with pytest.raises(
+            ome_tensor.InvalidRecord, match=r"at \(t=1, z=1, c=0, y=3, x=2\), which does not fit pixel type 'uint16'"
+        ):
+            ome_tensor.TensorView(record, **selection).to_numpy()
+    pixels = DAMAGED[name].pixels
+    np.testing.assert_array_equal(ome_tensor.TensorView(record, t=0, roi=(3, 3, 5, 3)).to_numpy(), pixels[:1, ..., 3:, 3:])
+
+
 def test_tiles_of_a_hole(our_view: Implementation) -> None:
     """Tiles before the hole arrive; the one with the hole is the error."""
     view = our_view.view("chunk_missing")

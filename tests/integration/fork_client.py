@@ -1,4 +1,4 @@
-"""A client that goes on in other processes. Run as a script: ``fork_client.py TARGET PIXELS.npy CONTEXT STATE``.
+"""A client that goes on in other processes. Run as a script: ``fork_client.py TARGET PIXELS.npy CONTEXT STATE [TRANSPORT]``.
 
 ``CONTEXT`` is multiprocessing's start method. ``STATE`` is what the parent's client has done by then: ``fresh`` nothing, ``used`` reads, ``closed``
 reads and was closed, ``midstream`` and ``prefetching`` have a read in progress that goes on afterwards.
@@ -38,10 +38,10 @@ def child(client: Client, view: LazyTensorView, file: str) -> None:
     check(client.tensor_view("image"), pixels)
 
 
-def main(target: str, file: str, context: str, state: str) -> None:
+def main(target: str, file: str, context: str, state: str, transport: str = "auto") -> None:
     """Prepare the parent, start children, and see that both can go on."""
     pixels = np.load(file)
-    client = connect(target, timeout=20)
+    client = connect(target, timeout=20, transport=transport)
     view = client.tensor_view("image")
     assert pickle.loads(pickle.dumps(client)).target == target
     if state != "fresh":

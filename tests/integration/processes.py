@@ -45,12 +45,15 @@ class ServerProcess:
         path: What it serves.
         log: File for what it writes to stderr.
         listen: ``HOST:PORT``.
-        flags: Further options of the command.
+        flags: Further options of the command; without ``--store`` there is no store, so nothing can be mapped.
     """
 
     def __init__(self, path: Path, log: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OME_TENSOR_")}
+        # Nothing is left behind in shared memory, and pixels take the wire, unless a test wants it otherwise.
+        if "--store" not in flags:
+            flags = ("--store", "none", *flags)
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ome_tensor_client", "serve", str(path), "--listen", listen, *flags],

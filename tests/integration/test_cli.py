@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.integration.images import random_pixels, record_of, write_images
+from tests.integration.proxy import Proxy
 
 from ome_tensor_client.cli import main
 from ome_tensor_server.testing import running_server
@@ -428,6 +429,7 @@ MISUSES = [
     ("get TARGET gray -o .", "it is a folder"),
     ("get TARGET gray -o folder.npy", "it is a folder"),
     ("get TARGET gray -o nowhere/x.npy", "there is no folder 'nowhere'"),
+    ("get TARGET gray -o link.npy", "cannot write 'link.npy': it is a link to '/nope/x.npy', and there is no folder '/nope'"),
     ("get TARGET gray -o /proc/x.npy", "cannot write '/proc/x.npy'"),
     ("get TARGET gray --t 0 -o /proc/x.png", "cannot write '/proc/x.png'"),
     ("get TARGET gray -o /proc/x.tif", "cannot write '/proc/x.tif'"),
@@ -436,7 +438,24 @@ MISUSES = [
     ("get TARGET gray -o x.npy --c 0,,1", "--c takes an index"),
     ("get TARGET gray -o x.npy --c 0:1:2:3", "--c takes an index"),
     ("get TARGET gray -o x.npy --t 2", "t index 2 out of range for size 2"),
-    ("get TARGET gray -o x.npy --z 99999999999999999999999", "out of range"),
+    (
+        "get TARGET gray -o x.npy --z 99999999999999999999999",
+        "--z 99999999999999999999999 is out of range: it does not fit in 64 bits",
+    ),
+    (
+        "get TARGET gray -o x.npy --z -9999999999999999999",
+        "z index -9999999999999999999 out of range: it does not fit in 64 bits",
+    ),
+    (f"get TARGET gray -o x.npy --z {'9' * 5000}", f"--z {'9' * 80}… is out of range: it does not fit in 64 bits"),
+    (f"get TARGET gray -o x.npy --z 0:{'9' * 5000}", "is out of range"),
+    (f"get TARGET gray -o x.npy --roi 0,0,1,{'9' * 5000}", "--roi 999"),
+    (f"get TARGET gray -o x.npy --t {'x' * 5000}", f"or a list (0,2,5), not '{'x' * 80}…'"),
+    (f"ls 127.0.0.1:{'9' * 5000}", "target must be HOST:PORT, not '127.0.0.1:999"),
+    ("ls \udcff:5", "target '\\udcff:5' is not valid text"),
+    ("ls TARGET \udcff", "dataset name '\\udcff' is not valid text"),
+    ("info TARGET \udcff", "image key '\\udcff' is not valid text"),
+    ("get TARGET \udcff -o x.npy", "image key '\\udcff' is not valid text"),
+    ("health \udcff:5", "target '\\udcff:5' is not valid text"),
     ("get TARGET gray -o x.npy --z ::0", "z slice step cannot be zero"),
     ("get TARGET gray -o x.npy --roi 1,2,3", "--roi takes whole numbers x,y,w,h, not '1,2,3'"),
     ("get TARGET gray -o x.npy --roi 0,0,99,99", "roi is out of bounds"),
@@ -467,10 +486,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     complaint: str,
 ) -> None:
     (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "link.npy").symlink_to("/nope/x.npy")
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()
     assert complaint in failed(in_process(*command.replace("TARGET", target).split()))
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.npy", "link.npy"]
     # A wrong address fails while one still looks at the screen.
     assert time.monotonic() - began < 15
 
@@ -479,6 +499,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 def test_a_mistake_is_one_line_of_a_process_too(target: str, tmp_path: Path, command: str, complaint: str) -> None:
     """Whatever is written past Python's own streams, gRPC's log above all, would show here."""
     (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "link.npy").symlink_to("/nope/x.npy")
     assert complaint in failed(ome_tensor(*command.replace("TARGET", target).split(), cwd=tmp_path))
 
 
@@ -520,6 +541,68 @@ def test_ctrl_c_is_130_and_one_line(tmp_path: Path, command: str) -> None:
                 process.send_signal(signal.SIGINT)
                 out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, "", "error: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_read_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """Neither the file nor the hidden part that was to become it, of full size from the start."""
+    pixels = random_pixels((1, 8, 2, 1024, 1024))
+    source = write_images(tmp_path / "large.parquet", [pixels])
+    folder = tmp_path / "out"
+    folder.mkdir()
+    # Over the wire, where the end of the image never comes.
+    with (
+        running_server([source], mapping="off") as server,
+        Proxy(server.target, (4 << 20, 4 << 20), stall=True) as proxy,
+    ):
+        command = [sys.executable, "-m", "ome_tensor_client", "get", proxy.target, "large", "-o", str(folder / "x.npy")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 30
+            while not list(folder.glob(".*.part")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert list(folder.glob(".*.part")), "it has begun"
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    assert not list(folder.iterdir())
+
+
+def test_a_command_under_nohup_goes_on(target: str, tmp_path: Path) -> None:
+    """A signal that is ignored stays so."""
+    script = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); import ome_tensor_client.files as files; "
+        "write = files.write_npy; "
+        "files.write_npy = lambda *rest: (os.kill(os.getpid(), signal.SIGHUP), write(*rest)); "
+        "from ome_tensor_client.cli import main; main()"
+    )
+    words = [sys.executable, "-c", script, "get", target, "flat", "-o", str(tmp_path / "x.npy")]
+    succeeded(subprocess.run(words, capture_output=True, text=True, timeout=60, check=False))
+
+
+@pytest.mark.parametrize(
+    "command", ["ls TARGET", "ls TARGET gray --json", "info TARGET gray", "info TARGET gray --json", "health TARGET"]
+)
+def test_a_closed_stdout_is_one_line(target: str, command: str) -> None:
+    """``>&-``: Python has no stdout then."""
+    words = f"{sys.executable} -m ome_tensor_client {command.replace('TARGET', target)} >&-"
+    assert failed(subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60, check=False)) == (
+        "error: standard output is closed"
+    )
+
+
+def test_a_file_is_written_whether_or_not_somebody_listens(target: str, tmp_path: Path, images: Mapping[str, np.ndarray]) -> None:
+    words = f"{sys.executable} -m ome_tensor_client get {target} flat -o {tmp_path}/x.npy >&- 2>&-"
+    succeeded(subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60, check=False))
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), images["flat"])
+
+
+@pytest.mark.parametrize("file", ["x.npy", "x.tif", "x.png"])
+def test_a_file_that_finds_no_room_is_named(target: str, tmp_path: Path, file: str) -> None:
+    """A limit on the size of files stands for a full disk, which no test can have."""
+    words = f"ulimit -f 1; {sys.executable} -m ome_tensor_client get {target} gray --t 0 -o {file} --dtype float64"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert failed(done) == f"error: {tmp_path / file}: File too large"
     assert not list(tmp_path.iterdir())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.integration.images import random_pixels, write_image
+from tests.integration.processes import wait_until
 from tests.integration.test_cli import failed, ome_tensor, succeeded, without
 
 from ome_tensor_server import Settings, TensorServer
@@ -33,7 +34,18 @@ def path(tmp_path: Path) -> Path:
 @contextmanager
 def serving(path: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process and its address."""
-    command = [sys.executable, "-m", "ome_tensor_client", "serve", str(path), "--listen", "127.0.0.1:0", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "ome_tensor_client",
+        "serve",
+        str(path),
+        "--listen",
+        "127.0.0.1:0",
+        "--store",
+        "none",
+        *flags,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -59,6 +71,35 @@ def test_serve_says_where_and_ends_cleanly_on_a_signal(path: Path, number: signa
     assert process.returncode == 0
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_serve_leaves_out_what_it_cannot_name(path: Path, tmp_path: Path) -> None:
+    """One file whose name is not UTF-8 must not take its folder off the air; named itself it is an error."""
+    odd = os.fsencode(path.parent) + b"/odd\xff.ome.parquet"
+    shutil.copyfile(path, odd)
+    with serving(path.parent) as (process, target):
+        wait_until(lambda: ome_tensor("health", target).returncode == 0, "the server is ready", 30)
+        assert [line.split("\t")[0] for line in succeeded(ome_tensor("ls", target)).splitlines()[1:]] == ["image"]
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert "its name is not UTF-8" in err
+    assert "Traceback" not in err
+    assert "is not UTF-8; rename it" in failed(ome_tensor("serve", os.fsdecode(odd)))
+
+
+def test_serve_says_when_there_is_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as (process, target):
+        wait_until(lambda: ome_tensor("health", target).returncode == 0, "the server is ready", 30)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert f"no Parquet or Arrow file in {tmp_path}" in err
+
+
+def test_serve_of_what_is_no_file(tmp_path: Path) -> None:
+    assert "/dev/null is not a file or a folder" in failed(ome_tensor("serve", "/dev/null"))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    assert "link is not a file or a folder" in failed(ome_tensor("serve", link))
 
 
 def test_serve_takes_a_folder_and_settings_from_the_environment(path: Path) -> None:
@@ -112,7 +153,7 @@ def test_serve_without_its_extra_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_health_is_an_error_until_the_server_is_ready(path: Path) -> None:
-    server = TensorServer(Settings(listen="127.0.0.1:0"))
+    server = TensorServer(Settings(listen="127.0.0.1:0", store="none"))
     try:
         target = server.start()
         assert failed(ome_tensor("health", target)) == f"error: {target}: NOT_SERVING"
@@ -123,7 +164,7 @@ def test_health_is_an_error_until_the_server_is_ready(path: Path) -> None:
 
 
 def test_health_needs_nothing_of_the_server_extra(path: Path, tmp_path: Path) -> None:
-    server = TensorServer(Settings(listen="127.0.0.1:0"))
+    server = TensorServer(Settings(listen="127.0.0.1:0", store="none"))
     try:
         target = server.start()
         server.load(find_sources([path]))
@@ -151,17 +192,19 @@ def test_health_of_something_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_shows_the_whole_way_and_a_picture(tmp_path: Path) -> None:
+def test_demo_shows_the_whole_way_and_a_picture(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     image = pytest.importorskip("PIL.Image")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for _ in range(2):  # the second time over its own leavings
-        out = succeeded(ome_tensor("demo", cwd=tmp_path))
+        temporary = tmp_path_factory.mktemp("temporary")
+        out = succeeded(ome_tensor("demo", cwd=tmp_path, environment={"TMPDIR": str(temporary)}))
+        assert not list(temporary.iterdir()), "the server's store is gone"
     for heading in ("Serve", "List", "A lazy view", "Stream tiles", "Measure", "Picture", "Stop"):
         assert heading in out
     assert "LaminB1, Dapi" in out
     assert "all 25 tiles, 2,384,800 pixels, are exactly those of the file" in out
-    for figure in ("throughput", "first tile", "single read"):
-        assert figure in out
+    for figure in ("throughput", "first tile", "single read", "on the same host"):
+        assert f"  {figure} " in out
     assert "exited with status 0" in out
     with image.open(tmp_path / "demo.png") as picture:
         pixels = np.asarray(picture)
@@ -219,15 +262,20 @@ def test_demo_used_wrongly(tmp_path: Path) -> None:
     assert line == f"error: the server did not start: {text} is not a Parquet or Arrow file"
 
 
-def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     pytest.importorskip("PIL.Image")
     command = [sys.executable, "-u", "-m", "ome_tensor_client", "demo", "-o", str(tmp_path / "x.png")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("  process "))
         server = int(line.split()[1].rstrip(","))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir()), "neither a picture nor a store"
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)

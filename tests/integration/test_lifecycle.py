@@ -29,7 +29,7 @@ Start = Callable[..., ServerProcess]
 @pytest.fixture
 def loading() -> Any:
     """A server that listens and has loaded nothing yet."""
-    server = TensorServer(Settings(listen="127.0.0.1:0"))
+    server = TensorServer(Settings(listen="127.0.0.1:0", store="none"))
     server.start()
     yield server
     server.stop(grace=0)
@@ -74,7 +74,7 @@ def test_impatient_clients_are_told(loading: TensorServer) -> None:
 
 def test_a_taken_port(loading: TensorServer) -> None:
     """Two servers on one port would each get half of the calls."""
-    second = TensorServer(Settings(listen=loading.address))
+    second = TensorServer(Settings(listen=loading.address, store="none"))
     with pytest.raises(InvalidArgument, match=loading.address):
         second.start()
     second.stop(grace=0)
@@ -82,7 +82,7 @@ def test_a_taken_port(loading: TensorServer) -> None:
 
 def test_stopping_twice(image_path: Path) -> None:
     """Harmless, and also before anything was started."""
-    server = TensorServer(Settings(listen="127.0.0.1:0"))
+    server = TensorServer(Settings(listen="127.0.0.1:0", store="none"))
     server.start()
     server.stop()
     server.stop()
@@ -92,7 +92,7 @@ def test_stopping_twice(image_path: Path) -> None:
 
 def test_a_listener_on_ipv6(image_path: Path) -> None:
     """The bound address is one that a client can use as it is."""
-    server = TensorServer(Settings(listen="[::1]:0"))
+    server = TensorServer(Settings(listen="[::1]:0", store="none"))
     try:
         address = server.start()
     except InvalidArgument:
@@ -121,7 +121,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         """Read."""
         try:
-            with connect(self._server, retry_for=0) as client:
+            with connect(self._server, retry_for=0, transport="tcp") as client:
                 for tile in client.tensor_view("big").iter_tiles(
                     tile_size=(128, 128), shuffle=True, seed=4, prefetch=self._prefetch
                 ):

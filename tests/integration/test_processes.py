@@ -109,6 +109,11 @@ def test_closing_is_not_the_end(client: Client, pixels: np.ndarray) -> None:
         ("localhost:1", {"timeout": float("nan")}, "timeout"),
         ("localhost:1", {"message_bytes": 0.5}, "message_bytes"),
         ("localhost:1", {"message_bytes": 2**64}, "message_bytes"),
+        ("localhost:1", {"connections": 0}, "connections"),
+        ("localhost:1", {"connections": 17}, "connections"),
+        ("localhost:1", {"connections": True}, "connections"),
+        ("localhost:1", {"connections": 2.0}, "connections"),
+        ("localhost:1", {"reuse_memory": 1}, "reuse_memory"),
     ],
 )
 def test_what_connect_refuses(target: object, options: dict[str, object], words: str) -> None:

@@ -94,6 +94,17 @@ def test_shared_memory_is_read_only(array: np.ndarray) -> None:
     assert array.flags.writeable, "the flag is the capsule's, not the array's"
 
 
+def test_private_memory(array: np.ndarray) -> None:
+    """A copy only where somebody else has the memory, in the order in which it lies."""
+    alone = DLPackTensor(array)
+    assert alone.private() is alone
+    permuted = array.transpose(2, 0, 1)
+    copied = np.from_dlpack(DLPackTensor(permuted, shared=True).private())
+    assert not np.shares_memory(copied, array)
+    assert copied.strides == permuted.strides
+    np.testing.assert_array_equal(copied, permuted, strict=True)
+
+
 @needs_dlpack_1
 def test_a_copy_is_one(array: np.ndarray) -> None:
     """``copy=True`` gives other memory, ``copy=False`` the same."""

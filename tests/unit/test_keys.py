@@ -22,6 +22,15 @@ def test_round_trip(dataset: str, column: str, row: int) -> None:
         assert str(parse_key(str(key))) == str(key)
 
 
+@pytest.mark.parametrize("key", ["\udcff", "a/\ud800/0", 5, None, b"a"])
+def test_what_cannot_be_sent_is_refused(key: object) -> None:
+    """Bytes that are no text come from a shell as halves of characters; they would fail deep inside a message."""
+    with pytest.raises(InvalidArgument, match="image key") as caught:
+        parse_key(key)  # type: ignore[arg-type]
+    assert caught.value.field == "key"
+    str(caught.value).encode()
+
+
 @given(dataset=names, column=names, row=rows)
 def test_an_encoded_key_is_plain(dataset: str, column: str, row: int) -> None:
     """RFC 3986: what a URL, a shell and a log line carry without quoting; slashes only between parts."""

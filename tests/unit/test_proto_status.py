@@ -160,7 +160,7 @@ def test_details_that_are_not_ours_do_not_count():
 
 
 def test_the_method_table_is_the_contract():
-    assert set(METHODS) == {"ListDatasets", "GetDataset", "ListImages", "ResolveView", "ReadTiles"}
+    assert set(METHODS) == {"ListDatasets", "GetDataset", "ListImages", "ResolveView", "ReadTiles", "MapDataset"}
     for name, method in METHODS.items():
         assert method.path == f"/ome_tensor_proto.v1.TensorService/{name}"
         assert method.request.DESCRIPTOR.name == f"{name}Request"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import statistics
 import subprocess
 import sys
 import time
@@ -96,13 +97,13 @@ def test_importing_the_client_is_light() -> None:
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         for _ in range(3)
     ]
-    milliseconds = min(run[0] for run in runs)
-    print(f"import ome_tensor_client: {milliseconds:.0f} ms (best of {len(runs)})")
+    milliseconds = statistics.median(run[0] for run in runs)
+    print(f"import ome_tensor_client: {milliseconds:.0f} ms (median of {len(runs)})")
     loaded = {name.split(".")[0] for name in runs[0][1]}
     assert "ome_tensor_client" in loaded
     assert not loaded & set(HEAVY)
-    # Measured below 500 ms; the bound leaves room for a busy machine.
-    assert milliseconds < 2000
+    # Measured at 250 to 400 ms: twice "well under half a second", so that a busy machine does not matter and another package does.
+    assert milliseconds < 1000
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

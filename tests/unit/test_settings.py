@@ -37,6 +37,7 @@ def test_defaults() -> None:
         ("insecure", " 1 ", True, False),
         ("workers", "4", 4, 2),
         ("store", "/var/lib/ome-tensor", "/var/lib/ome-tensor", "/tmp/store"),
+        ("mapping", "off", "off", "on"),
         ("batch_bytes", "4096", 4096, 8192),
         ("max_request_bytes", "1_000", 1000, 1),
         ("max_tile_bytes", "1", 1, 2),

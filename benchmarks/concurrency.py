@@ -1,0 +1,706 @@
+"""A sync or an asyncio gRPC server: the same messages from both, to one stream, to 32, and to 256 of which 32 are stalled.
+
+Three servers take turns, each in a process of its own that is new for each measurement, so that threads and memory are that measurement's:
+
+* *sync*: this project's server as it is (``TensorServer``): a pool of threads, one for each stream.
+* *asyncio, inline*: ``grpc.aio``; a stream's next message is produced on the event loop.
+* *asyncio, executor*: the same, but produced in the loop's default executor.
+
+What produces a message is the same function in all three, the service's own ``ReadTiles``: pixels of a mapped store gathered into messages of about
+1 MiB. Each stream has a connection of its own, as separate clients have, and a thread of its own, in one of two client processes, which count bytes
+and nothing else. Meanwhile another process reads single 256² windows, and compares each with NumPy: a stream's bytes are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+import numpy as np
+
+from ome_tensor_proto.memory import keep_blocks
+from ome_tensor_proto.methods import METHODS, ONE_MESSAGE, Method
+
+from .peers.base import TILE, Data, Shape
+from .processes import MemoryWatch, cpu_seconds, private_bytes
+from .report import environment, number, print_table, write_json
+from .wire import make_files, turns
+from .wire_data import FULL, QUICK
+
+__all__ = ["CASES", "Case", "Child", "Reading", "Row", "fairness", "main", "run"]
+
+_KEY = "image"
+_SYNC, _INLINE, _EXECUTOR = "sync", "asyncio, inline", "asyncio, executor"
+PEERS = (_SYNC, _INLINE, _EXECUTOR)
+
+#: Processes that the streams' clients are spread over: as many as this project's machines have cores. With one, the client would be measured.
+_CLIENT_PROCESSES = 2
+
+#: Seconds from the first call to the first byte that counts: every stream has begun, stalled ones have stalled, buffers are full.
+_RAMP, _QUICK_RAMP = 1.5, 0.5
+
+#: Seconds before a measurement in which its processes hear that it begins.
+_NOTICE = 0.2
+
+#: A request is for more than any server here could send in the time: a stream that ends by itself would be no equal of the others.
+_MOST_BYTES_A_SECOND = 10e9
+
+#: Between single reads, in seconds: they are to feel the load, not to be it.
+_PAUSE = 0.01
+
+#: How long a process may take to answer beyond what it was asked to take, and to end.
+_PATIENCE, _STOP_SECONDS = 60.0, 10.0
+
+_MB, _MS = 1e6, 1e3
+
+
+@dataclass(frozen=True)
+class Case:
+    """Streams at once.
+
+    Attributes:
+        streams: All of them.
+        stalled: Those of them that read one message and then nothing.
+    """
+
+    streams: int
+    stalled: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        many = f"{self.streams} stream{'s' * (self.streams != 1)}"
+        return f"{many}, {self.stalled} stalled" if self.stalled else many
+
+
+CASES = (Case(1), Case(32), Case(256, stalled=32))
+_QUICK_CASES = (Case(1), Case(8), Case(16, stalled=4))
+
+
+@dataclass(frozen=True)
+class Window:
+    """When bytes count, by the clock that all processes share."""
+
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one client process is to do.
+
+    Attributes:
+        target: The server.
+        live: Of each stream that reads on, the tile it begins with: equals, but not all in the same place of the image.
+        stalled: The same of those that stall.
+        times: How often each stream asks for the image.
+    """
+
+    target: str
+    live: tuple[int, ...]
+    stalled: tuple[int, ...]
+    times: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One case at one server in one round.
+
+    Attributes:
+        received: Bytes of each stream that was not stalled.
+        seconds: In this time.
+        server_cpu: The server's processor seconds.
+        threads: Most threads it had.
+        peak: Most private bytes it had above what it had before the first stream.
+        latencies: Seconds of each single read.
+    """
+
+    received: tuple[int, ...]
+    seconds: float
+    server_cpu: float
+    threads: int
+    peak: int
+    latencies: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """GB/s of all streams."""
+        return sum(self.received) / self.seconds / 1e9
+
+    @property
+    def cost(self) -> float:
+        """The server's processor seconds a GB."""
+        return self.server_cpu / sum(self.received) * 1e9
+
+
+@dataclass(frozen=True)
+class Row:
+    """A server's figures in one case: medians over rounds, single reads' over those of all rounds.
+
+    Attributes:
+        case, peer: Which.
+        rate: GB/s of all streams.
+        ratio: Times the sync server's rate in the same round.
+        fairness: Jain's index over the streams that were not stalled: 1 where all got the same, 1/n where one got all; ``None`` for a single one.
+        slowest: The slowest one's bytes over the fastest one's.
+        cost: The server's processor seconds a GB.
+        threads: The server's, at most.
+        peak_mb: The server's private memory above what it held before, at most.
+        p50_ms, p99_ms, reads: Of single reads meanwhile.
+    """
+
+    case: str
+    peer: str
+    rate: float
+    ratio: float
+    fairness: float | None
+    slowest: float | None
+    cost: float
+    threads: float
+    peak_mb: float
+    p50_ms: float
+    p99_ms: float
+    reads: int
+
+
+def fairness(received: Sequence[float]) -> float:
+    """Jain's index: the square of the sum over n times the sum of the squares; 1 where nobody got anything."""
+    squares = sum(one * one for one in received)
+    return sum(received) ** 2 / (len(received) * squares) if squares else 1.0
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A child's answer where it failed."""
+
+    why: str
+
+
+class Child:
+    """A process of this benchmark's: talks over a pipe, and ends when the pipe is closed, by :meth:`close` or because its parent is gone.
+
+    Args:
+        work: Called in it with the other end of the pipe and the arguments.
+        arguments: What it needs; pickled.
+
+    Attributes:
+        pid: The process.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_guarded, args=(there, work, arguments), daemon=True)
+        self._process.start()
+        there.close()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def tell(self, what: Any) -> None:
+        """Send it something."""
+        self._pipe.send(what)
+
+    def answer(self, within: float = 0.0) -> Any:
+        """What it sends, waited for that many seconds and some patience. Raises RuntimeError with its traceback where it failed."""
+        if not self._pipe.poll(within + _PATIENCE):
+            raise RuntimeError(f"process {self.pid} has not answered within {within + _PATIENCE:g} s")
+        try:
+            found = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"process {self.pid} died") from None
+        if isinstance(found, _Failed):
+            raise RuntimeError(found.why)
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self._pipe.close()
+        self._process.join(_STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _guarded(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    try:
+        work(pipe, *arguments)
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is through with it
+    except BaseException:
+        pipe.send(_Failed(f"{work.__name__}: {traceback.format_exc()}"))
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+
+
+# -- servers -----------------------------------------------------------------------------------------------------------------------
+
+
+def _settings(store: str) -> Any:
+    from ome_tensor_server.settings import Settings
+
+    # One for everybody: the largest case, and room for the single reads.
+    return Settings(listen="127.0.0.1:0", store=store, max_concurrent_reads=max(case.streams for case in CASES) + 8)
+
+
+def _serve_sync(pipe: Connection, path: Path, store: str) -> None:
+    """This project's server, until the pipe is closed."""
+    from ome_tensor_server.app import TensorServer
+    from ome_tensor_server.catalogue import find_sources
+
+    keep_blocks()
+    server = TensorServer(_settings(store))
+    try:
+        target = server.start()
+        server.load(find_sources([path]))
+        pipe.send(target)
+        pipe.recv()
+    finally:
+        server.stop(0)
+
+
+def _serve_asyncio(pipe: Connection, path: Path, store: str, executor: bool) -> None:
+    """The same service behind ``grpc.aio``, until the pipe is closed."""
+    keep_blocks()
+    asyncio.run(_serve_on_loop(pipe, path, store, executor))
+
+
+async def _serve_on_loop(pipe: Connection, path: Path, store: str, executor: bool) -> None:
+    from ome_tensor.blocks import ChunkCache
+    from ome_tensor_server import app
+    from ome_tensor_server.catalogue import find_sources, load_catalogue
+    from ome_tensor_server.service import TensorService
+    from ome_tensor_server.store import open_store
+
+    settings = _settings(store)
+    service = TensorService(settings)
+    cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
+    service.serve(load_catalogue(find_sources([path]), cache, store=open_store(store, [path])))
+    server = grpc.aio.server(
+        options=[*app._OPTIONS, ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=settings.max_concurrent_reads + app._METADATA_THREADS,
+    )
+    server.add_generic_rpc_handlers((_AsyncMethods(service.methods, _in_executor if executor else _inline),))
+    port = server.add_insecure_port(settings.listen)
+    await server.start()
+    ended = asyncio.Event()
+    # No thread that waits: threads are counted.
+    asyncio.get_running_loop().add_reader(pipe.fileno(), ended.set)
+    pipe.send(f"127.0.0.1:{port}")
+    await ended.wait()
+    asyncio.get_running_loop().remove_reader(pipe.fileno())
+    await server.stop(0)
+
+
+Run = Callable[..., Awaitable[Any]]
+
+
+async def _inline(function: Callable[..., Any], *arguments: Any) -> Any:
+    """On the loop, which does nothing else meanwhile."""
+    return function(*arguments)
+
+
+async def _in_executor(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In the loop's default executor, as whoever knows that the loop must not be blocked does it."""
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+class _Context:
+    """What the service asks of a call's context, answered by asyncio's."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._context = context
+
+    def is_active(self) -> bool:
+        return not self._context.done()
+
+    def peer(self) -> str:
+        return self._context.peer()
+
+    def invocation_metadata(self) -> Any:
+        return self._context.invocation_metadata() or ()
+
+
+class _AsyncMethods(grpc.GenericRpcHandler):
+    """The service's functions as asyncio's handlers: what ``ome_tensor_server.rpc`` is for the sync server, less the errors of a wrong request.
+
+    Args:
+        methods: The functions by the contract's method names.
+        run: How to call them.
+    """
+
+    def __init__(self, methods: Any, run: Run) -> None:
+        self._run = run
+        self._table = {}
+        self._of_one_message = {}
+        for name, method in METHODS.items():
+            if method.streaming:
+                self._table[method.path] = grpc.unary_stream_rpc_method_handler(self._streaming(method, methods[name]))
+                self._of_one_message[method.path] = grpc.unary_unary_rpc_method_handler(
+                    self._unary(method, lambda request, call, read=methods[name]: _only(read(request, call)))
+                )
+            else:
+                self._table[method.path] = grpc.unary_unary_rpc_method_handler(self._unary(method, methods[name]))
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """See gRPC."""
+        path = handler_call_details.method
+        if path in self._of_one_message and any(name == ONE_MESSAGE for name, _ in handler_call_details.invocation_metadata):
+            return self._of_one_message[path]
+        return self._table.get(path)
+
+    def _unary(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Awaitable[bytes]]:
+        from ome_tensor_server.rpc import Call
+
+        def answer(data: bytes, context: Any) -> bytes:
+            answered = handler(method.request.FromString(data), Call(method.name, _Context(context)))  # type: ignore[arg-type]
+            return answered if isinstance(answered, bytes) else answered.SerializeToString()
+
+        async def respond(data: bytes, context: Any) -> bytes:
+            return await self._run(answer, data, context)
+
+        return respond
+
+    def _streaming(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        from ome_tensor_server.rpc import Call
+
+        async def respond(data: bytes, context: Any) -> None:
+            messages = handler(method.request.FromString(data), Call(method.name, _Context(context)))  # type: ignore[arg-type]
+            # A cancelled stream leaves an executor's thread in the middle of a message: it is not closed before that is done.
+            lock = threading.Lock()
+
+            def produce() -> bytes | None:
+                with lock:
+                    return next(messages, None)
+
+            try:
+                while (message := await self._run(produce)) is not None:
+                    await context.write(message)
+            finally:
+                with lock:
+                    messages.close()
+
+        return respond
+
+
+def _only(messages: Iterator[bytes]) -> bytes:
+    (message,) = messages
+    return message
+
+
+_SERVERS: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
+    _SYNC: (_serve_sync, ()),
+    _INLINE: (_serve_asyncio, (False,)),
+    _EXECUTOR: (_serve_asyncio, (True,)),
+}
+
+
+# -- clients -----------------------------------------------------------------------------------------------------------------------
+
+
+def _read_streams(pipe: Connection) -> None:
+    """A client process: for each load bytes received by each of its streams."""
+    keep_blocks()
+    while True:
+        load: Load = pipe.recv()
+        with ExitStack() as stack:
+            streams = [_Stream(load, start, stalls=False) for start in load.live]
+            streams += [_Stream(load, start, stalls=True) for start in load.stalled]
+            for stream in streams:
+                stack.callback(stream.close)
+            for stream in streams:
+                stream.connect()
+            pipe.send("ready")
+            window: Window = pipe.recv()
+            threads = [threading.Thread(target=stream.read, args=(window,), daemon=True) for stream in streams]
+            for thread in threads:
+                thread.start()
+            _sleep_until(window.end)
+            for stream in streams:
+                stream.cancel()
+            for thread in threads:
+                thread.join(_PATIENCE / 2)
+        # Behind the closing of connections: the server ends after this answer, and gRPC would write a line for each that is open.
+        failures = [stream.failure for stream in streams if stream.failure]
+        if failures:
+            raise RuntimeError(f"{len(failures)} of {len(streams)} streams failed: {failures[0]}")
+        pipe.send([stream.received for stream in streams if not stream.stalls])
+
+
+class _Stream:
+    """One stream, on a connection of its own.
+
+    Args:
+        load: What it is part of.
+        start: The tile it begins with.
+        stalls: Whether it reads one message and then nothing.
+
+    Attributes:
+        received: Bytes that arrived while they counted.
+        failure: Why it ended early; empty where it did not.
+    """
+
+    def __init__(self, load: Load, start: int, *, stalls: bool) -> None:
+        from ome_tensor_client.connection import _CHANNEL_OPTIONS
+
+        self._load, self._start, self.stalls = load, start, stalls
+        self._channel = grpc.insecure_channel(load.target, options=_CHANNEL_OPTIONS)
+        self._call: Any = None
+        self.received = 0
+        self.failure = ""
+
+    def connect(self) -> None:
+        """Wait for the connection."""
+        grpc.channel_ready_future(self._channel).result(_PATIENCE / 2)
+
+    def read(self, window: Window) -> None:
+        """Read until the time is up."""
+        method: Any = self._channel.unary_stream(METHODS["ReadTiles"].path)
+        # The deadline is for what goes wrong: at the end of the time the stream is cancelled.
+        self._call = method(_request(self._load.times, self._start), timeout=window.end - time.monotonic() + _PATIENCE / 2)
+        try:
+            for message in self._call:
+                if self.stalls:
+                    return
+                now = time.monotonic()
+                if window.begin <= now < window.end:
+                    self.received += len(message)
+            self.failure = "it ended by itself"
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.CANCELLED or time.monotonic() < window.end:
+                self.failure = str(error)
+
+    def cancel(self) -> None:
+        """End it, from any thread."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def _request(times: int, start: int) -> bytes:
+    """All 256² tiles of the image with its three channels, over and over."""
+    from ome_tensor.plan import Plan
+    from ome_tensor.tiling import Order, Tiling
+    from ome_tensor_proto.codec import order_to_proto, plan_to_proto, tiling_to_proto
+    from ome_tensor_proto.v1 import tensor_service_pb2 as pb
+
+    return pb.ReadTilesRequest(
+        keys=[_KEY],
+        view=plan_to_proto(Plan.of({"t": [0] * times})),
+        tiling=tiling_to_proto(Tiling.tiles_3d((1, TILE, TILE))),
+        order=order_to_proto(Order(start=start)),
+    ).SerializeToString()
+
+
+def _read_singly(pipe: Connection, npy: Path) -> None:
+    """A process that reads random 256² windows of one plane, one after the other, with this project's client, and compares each."""
+    from ome_tensor_client import connect
+
+    image = np.load(npy, mmap_mode="r")
+    rng = np.random.default_rng(11)
+    _, nz, nc, ny, nx = image.shape
+    while True:
+        target: str = pipe.recv()
+        with connect(target, transport="tcp", timeout=_PATIENCE / 2) as client:
+            # Connected, and the image is known: what follows is one round trip each.
+            client.tensor_view(_KEY, t=0, z=0, c=0, roi=(0, 0, TILE, TILE), layout="YX").to_numpy()
+            pipe.send("ready")
+            window: Window = pipe.recv()
+            _sleep_until(window.begin)
+            latencies = []
+            while time.monotonic() < window.end:
+                z, c, y, x = (int(rng.integers(n)) for n in (nz, nc, ny - TILE + 1, nx - TILE + 1))
+                start = time.perf_counter()
+                got = client.tensor_view(_KEY, t=0, z=z, c=c, roi=(x, y, TILE, TILE), layout="YX").to_numpy()
+                latencies.append(time.perf_counter() - start)
+                if not np.array_equal(got, image[0, z, c, y : y + TILE, x : x + TILE]):
+                    raise AssertionError(f"the window at {z, c, y, x} is not what NumPy gives")
+                time.sleep(_PAUSE)
+        pipe.send(latencies)
+
+
+# -- measurements ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Clients:
+    """The processes that ask, for all measurements."""
+
+    streams: Sequence[Child]
+    single: Child
+
+
+def _threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def _loads(case: Case, target: str, data: Data, seconds: float) -> list[Load]:
+    """The streams of a case, dealt out to the client processes; to each its part of the stalled ones."""
+    _, nz, nc, ny, nx = data.shape
+    tiles = nz * (ny // TILE) * (nx // TILE)
+    times = math.ceil(seconds * _MOST_BYTES_A_SECOND / (nz * nc * ny * nx * 2))
+    starts = [number * tiles // case.streams for number in range(case.streams)]
+    # Stalled ones are spread evenly among the others.
+    stalled = {number * case.streams // case.stalled for number in range(case.stalled)}
+    live = [start for number, start in enumerate(starts) if number not in stalled]
+    rest = [start for number, start in enumerate(starts) if number in stalled]
+    return [
+        Load(target, tuple(live[first::_CLIENT_PROCESSES]), tuple(rest[first::_CLIENT_PROCESSES]), times)
+        for first in range(_CLIENT_PROCESSES)
+    ]
+
+
+def measure(peer: str, case: Case, data: Data, clients: _Clients, *, seconds: float, ramp: float) -> Reading:
+    """One case at a new server."""
+    work, more = _SERVERS[peer]
+    with Child(work, data.parquet, str(data.folder / "ome-tensor-store"), *more) as server:
+        target = server.answer()
+        loads = _loads(case, target, data, seconds + ramp)
+        clients.single.tell(target)
+        for child, load in zip(clients.streams, loads, strict=True):
+            child.tell(load)
+        everybody = (clients.single, *clients.streams)
+        for child in everybody:
+            child.answer()
+        memory = MemoryWatch(server.pid, every=0.02, of=private_bytes)
+        threads = MemoryWatch(server.pid, every=0.1, of=_threads)
+        with memory, threads:
+            begin = time.monotonic() + _NOTICE + ramp
+            window = Window(begin, begin + seconds)
+            for child in everybody:
+                child.tell(window)
+            _sleep_until(window.begin)
+            before = cpu_seconds(server.pid)
+            _sleep_until(window.end)
+            cpu = cpu_seconds(server.pid) - before
+        latencies, *received = (child.answer() for child in everybody)
+    return Reading(
+        tuple(nbytes for part in received for nbytes in part),
+        seconds,
+        cpu,
+        threads.peak[server.pid],
+        memory.growth(server.pid),
+        tuple(latencies),
+    )
+
+
+def summary(readings: dict[tuple[str, str], list[Reading]]) -> list[Row]:
+    """The table's rows from the rounds of each case and server."""
+    rows = []
+    for (case, peer), rounds in readings.items():
+        if not all(map(sum, (reading.received for reading in rounds))):
+            raise AssertionError(f"{case}, {peer}: nothing arrived")
+        latencies = [latency for reading in rounds for latency in reading.latencies]
+        several = len(rounds[0].received) > 1
+        rows.append(
+            Row(
+                case,
+                peer,
+                median(reading.rate for reading in rounds),
+                median(a.rate / b.rate for a, b in zip(rounds, readings[case, _SYNC], strict=True)),
+                median(fairness(reading.received) for reading in rounds) if several else None,
+                median(min(reading.received) / max(reading.received) for reading in rounds) if several else None,
+                median(reading.cost for reading in rounds),
+                median(reading.threads for reading in rounds),
+                median(reading.peak for reading in rounds) / _MB,
+                float(np.percentile(latencies, 50)) * _MS,
+                float(np.percentile(latencies, 99)) * _MS,
+                len(latencies),
+            )
+        )
+    return rows
+
+
+def run(
+    *, quick: bool = False, rounds: int | None = None, seconds: float | None = None, tell: Callable[[str], None] = lambda _: None
+) -> list[Row]:
+    """Measure everything."""
+    shape: Shape = QUICK if quick else FULL
+    rounds = rounds or (1 if quick else 5)
+    seconds = seconds or (0.5 if quick else 5.0)
+    cases = _QUICK_CASES if quick else CASES
+    readings: dict[tuple[str, str], list[Reading]] = {(case.name, peer): [] for case in cases for peer in PEERS}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        data = make_files(Path(folder, "noise"), shape, "noise", zarr=False)
+        clients = _Clients(
+            [stack.enter_context(Child(_read_streams)) for _ in range(_CLIENT_PROCESSES)],
+            stack.enter_context(Child(_read_singly, data.npy)),
+        )
+        for case in cases:
+            for turn, peer in turns(PEERS, rounds):
+                tell(f"{case.name}, {peer}, round {turn + 1} of {rounds}")
+                ramp = _QUICK_RAMP if quick else _RAMP
+                readings[case.name, peer].append(measure(peer, case, data, clients, seconds=seconds, ramp=ramp))
+    return summary(readings)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    print_table(
+        "Sync or asyncio server, the same messages; fairness (Jain) and slowest / fastest among streams that are not stalled; MB above the server's "
+        "before; p50, p99 of single 256² reads meanwhile; " + ", ".join(f"{name} {what}" for name, what in environment().items()),
+        ("case", "server", "GB/s", "x sync", "fairness", "slowest", "server s/GB", "threads", "MB", "p50 ms", "p99 ms", "reads"),
+        [
+            (
+                row.case,
+                row.peer,
+                *map(number, (row.rate, row.ratio, row.fairness, row.slowest, row.cost)),
+                f"{row.threads:.0f}",
+                *map(number, (row.peak_mb, row.p50_ms, row.p99_ms)),
+                str(row.reads),
+            )
+            for row in rows
+        ],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.concurrency", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="few streams, half a second, one round: shows that it works, not how fast anybody is"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds that medians are taken over (5)")
+    parser.add_argument("--seconds", type=float, help="how long bytes are counted (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    rows = run(
+        quick=options.quick, rounds=options.rounds, seconds=options.seconds, tell=lambda what: print(what, file=sys.stderr)
+    )
+    show(rows)
+    if options.json:
+        write_json(options.json, "concurrency", [asdict(row) for row in rows])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
