@@ -11,7 +11,6 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -23,6 +22,7 @@ from .app import TensorServer
 from .catalogue import SourceFile, find_sources
 from .logs import configure
 from .settings import Settings, split_address
+from .stopping import StopRequests
 from .store import open_store
 from .workers import Supervisor
 
@@ -90,17 +90,8 @@ def serve(
     _open_many_files()
     _check_address(settings.listen)
     server = _server(settings, sources)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            # Asked twice: whoever is still reading can resume elsewhere. On a thread, since the first stop holds the main one.
-            threading.Thread(target=server.stop, args=(0,), daemon=True).start()
-        stop.set()
-
-    # Before anything listens: whoever reads the address below may send a signal at once.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    # Before anything listens: whoever reads the address below may send a signal at once. Asked twice, whoever is still reading can resume elsewhere.
+    stop = StopRequests(signal.SIGTERM, signal.SIGINT, hurry=lambda: server.stop(0)).asked
     # Scripts wait for this line; it comes once the port is bound. Readiness is health's to tell.
     print(f"listening on {server.start()}", flush=True)  # noqa: T201  the command's output
     try:

@@ -71,8 +71,11 @@ class Call:
         """Write the call's line."""
         if self._stalled:
             status, error = "CANCELLED", "stalled: the client left a message untaken"
+        level = logging.INFO if status in ("OK", "CANCELLED") else logging.WARNING
+        if not _log.isEnabledFor(level):
+            return
         _log.log(
-            logging.INFO if status in ("OK", "CANCELLED") else logging.WARNING,
+            level,
             Fields(
                 "call",
                 method=self.method,

@@ -11,8 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
-from types import FrameType
 
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidRecord, OmeTensorError
@@ -23,6 +21,7 @@ from .catalogue import Catalogue, Dataset
 from .control import Control
 from .logs import configure
 from .settings import Settings
+from .stopping import StopRequests
 
 __all__ = ["main"]
 
@@ -78,14 +77,7 @@ def main(arguments: list[str]) -> None:
         return
     control = Control(instructions["control"])
     server = TensorServer(settings, worker=instructions["worker"], control=control)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            threading.Thread(target=server.stop, args=(0,), daemon=True).start()
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
+    stop = StopRequests(signal.SIGTERM, hurry=lambda: server.stop(0)).asked
     # A terminal sends it to the whole group; the supervisor passes on what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
