@@ -9,12 +9,16 @@ Three servers take turns, each in a process of its own that is new for each meas
 What produces a message is the same function in all three, the service's own ``ReadTiles``: pixels of a mapped store gathered into messages of about
 1 MiB. Each stream has a connection of its own, as separate clients have, and a thread of its own, in one of two client processes, which count bytes
 and nothing else. Meanwhile another process reads single 256² windows, and compares each with NumPy: a stream's bytes are not looked at.
+
+Streams go on behind their first message when all have it: bytes are those of equals. How long it takes until all have it where nobody waits, so
+that the last call comes to a server that is busy with the first, is a table of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import math
 import multiprocessing
 import os
@@ -43,7 +47,7 @@ from .report import environment, number, print_table, write_json
 from .wire import make_files, turns
 from .wire_data import FULL, QUICK
 
-__all__ = ["CASES", "Case", "Child", "Reading", "Row", "fairness", "main", "run"]
+__all__ = ["CASES", "Case", "Child", "Reading", "Row", "Start", "fairness", "main", "run"]
 
 _KEY = "image"
 _SYNC, _INLINE, _EXECUTOR = "sync", "asyncio, inline", "asyncio, executor"
@@ -52,17 +56,26 @@ PEERS = (_SYNC, _INLINE, _EXECUTOR)
 #: Processes that the streams' clients are spread over: as many as this project's machines have cores. With one, the client would be measured.
 _CLIENT_PROCESSES = 2
 
-#: Seconds from the first call to the first byte that counts: every stream has begun, stalled ones have stalled, buffers are full.
-_RAMP, _QUICK_RAMP = 1.5, 0.5
+#: Seconds between letting the streams go on behind their first message, and the first byte that counts.
+_RAMP, _QUICK_RAMP = 1.0, 0.3
 
-#: Seconds before a measurement in which its processes hear that it begins.
+#: Streams that have no message after so many seconds are lost: gRPC's core cancels a call that its server has not taken up in 30.
+_BEGIN_SECONDS = 35.0
+
+#: Seconds before something begins in which the processes hear of it.
 _NOTICE = 0.2
 
 #: A request is for more than any server here could send in the time: a stream that ends by itself would be no equal of the others.
-_MOST_BYTES_A_SECOND = 10e9
+_MOST_BYTES_A_SECOND = 5e9
+
+#: Most rounds of how streams begin where nobody waits.
+_MOST_STARTS = 3
 
 #: Between single reads, in seconds: they are to feel the load, not to be it.
 _PAUSE = 0.01
+
+#: A single read that takes longer counts as this long.
+_READ_SECONDS = 20.0
 
 #: How long a process may take to answer beyond what it was asked to take, and to end.
 _PATIENCE, _STOP_SECONDS = 60.0, 10.0
@@ -90,7 +103,7 @@ class Case:
 
 
 CASES = (Case(1), Case(32), Case(256, stalled=32))
-_QUICK_CASES = (Case(1), Case(8), Case(16, stalled=4))
+_QUICK_CASES = (Case(1), Case(16, stalled=4))
 
 
 @dataclass(frozen=True)
@@ -110,12 +123,27 @@ class Load:
         live: Of each stream that reads on, the tile it begins with: equals, but not all in the same place of the image.
         stalled: The same of those that stall.
         times: How often each stream asks for the image.
+        wait: Whether streams wait for each other behind their first message.
     """
 
     target: str
     live: tuple[int, ...]
     stalled: tuple[int, ...]
     times: int
+    wait: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How streams began that were all called at once.
+
+    Attributes:
+        seconds: Until the last of them had its first message.
+        lost: How many had none after 35 seconds.
+    """
+
+    seconds: float
+    lost: int
 
 
 @dataclass(frozen=True)
@@ -177,6 +205,22 @@ class Row:
     p50_ms: float
     p99_ms: float
     reads: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the streams of a case begin at a server where none waits for the others.
+
+    Attributes:
+        case, peer: Which.
+        seconds: Until the last has its first message: median over rounds.
+        lost: Streams that had none after 35 seconds: in the worst round.
+    """
+
+    case: str
+    peer: str
+    seconds: float
+    lost: int
 
 
 def fairness(received: Sequence[float]) -> float:
@@ -301,7 +345,7 @@ async def _serve_on_loop(pipe: Connection, path: Path, store: str, executor: boo
     settings = _settings(store)
     service = TensorService(settings)
     cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
-    service.serve(load_catalogue(find_sources([path]), cache, store=open_store(store, [path])))
+    service.serve(load_catalogue(find_sources([path]), cache, store=open_store(store, [path])), 0, lambda: None)
     server = grpc.aio.server(
         options=[*app._OPTIONS, ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=settings.max_concurrent_reads + app._METADATA_THREADS,
@@ -425,32 +469,46 @@ _SERVERS: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
 
 
 def _read_streams(pipe: Connection) -> None:
-    """A client process: for each load bytes received by each of its streams."""
+    """A client process: of each load, how its streams began, and, where it is told when bytes count, those received by each."""
     keep_blocks()
     while True:
-        load: Load = pipe.recv()
-        with ExitStack() as stack:
-            streams = [_Stream(load, start, stalls=False) for start in load.live]
-            streams += [_Stream(load, start, stalls=True) for start in load.stalled]
-            for stream in streams:
-                stack.callback(stream.close)
-            for stream in streams:
-                stream.connect()
-            pipe.send("ready")
-            window: Window = pipe.recv()
-            threads = [threading.Thread(target=stream.read, args=(window,), daemon=True) for stream in streams]
-            for thread in threads:
-                thread.start()
-            _sleep_until(window.end)
-            for stream in streams:
-                stream.cancel()
-            for thread in threads:
-                thread.join(_PATIENCE / 2)
-        # Behind the closing of connections: the server ends after this answer, and gRPC would write a line for each that is open.
-        failures = [stream.failure for stream in streams if stream.failure]
+        received, failures = _perform(pipe, pipe.recv())
+        # Calls are in cycles with their tracebacks, and each keeps a connection open: the next load is not to pay for them.
+        gc.collect()
         if failures:
-            raise RuntimeError(f"{len(failures)} of {len(streams)} streams failed: {failures[0]}")
-        pipe.send([stream.received for stream in streams if not stream.stalls])
+            raise RuntimeError(f"{len(failures)} streams were cut: {failures[0]}")
+        pipe.send(received)
+
+
+def _perform(pipe: Connection, load: Load) -> tuple[list[int], list[str]]:
+    """Bytes of each stream that reads on, and why streams ended early that had begun."""
+    streams = [_Stream(load, start, stalls=False) for start in load.live]
+    streams += [_Stream(load, start, stalls=True) for start in load.stalled]
+    with ExitStack() as stack:
+        for stream in streams:
+            stack.callback(stream.close)
+        for stream in streams:
+            stream.connect()
+        pipe.send("ready")
+        go: float = pipe.recv()
+        threads = [threading.Thread(target=stream.read, daemon=True) for stream in streams]
+        _sleep_until(go)
+        for thread in threads:
+            thread.start()
+        begun = [stream.begun.wait(max(0.0, go + _BEGIN_SECONDS - time.monotonic())) for stream in streams]
+        pipe.send(Begun(time.monotonic() - go, begun.count(False)))
+        window: Window | None = pipe.recv()
+        if window is not None:
+            for stream in streams:
+                stream.go_on(window)
+            # Not before the single reads are through as well: the last one would be done only because the load is gone.
+            pipe.recv()
+        for stream in streams:
+            stream.cancel()
+        for thread in threads:
+            thread.join(_PATIENCE / 2)
+    cut = [stream.failure for stream in streams if stream.failure and stream.begun.is_set()]
+    return [stream.received for stream in streams if not stream.stalls], cut
 
 
 class _Stream:
@@ -462,6 +520,7 @@ class _Stream:
         stalls: Whether it reads one message and then nothing.
 
     Attributes:
+        begun: Set with the first message.
         received: Bytes that arrived while they counted.
         failure: Why it ended early; empty where it did not.
     """
@@ -472,6 +531,12 @@ class _Stream:
         self._load, self._start, self.stalls = load, start, stalls
         self._channel = grpc.insecure_channel(load.target, options=_CHANNEL_OPTIONS)
         self._call: Any = None
+        self._cancelled = False
+        self._window: Window | None = None
+        self._may_go_on = threading.Event()
+        if not load.wait:
+            self._may_go_on.set()
+        self.begun = threading.Event()
         self.received = 0
         self.failure = ""
 
@@ -479,25 +544,33 @@ class _Stream:
         """Wait for the connection."""
         grpc.channel_ready_future(self._channel).result(_PATIENCE / 2)
 
-    def read(self, window: Window) -> None:
-        """Read until the time is up."""
+    def read(self) -> None:
+        """Read until it is cancelled."""
         method: Any = self._channel.unary_stream(METHODS["ReadTiles"].path)
-        # The deadline is for what goes wrong: at the end of the time the stream is cancelled.
-        self._call = method(_request(self._load.times, self._start), timeout=window.end - time.monotonic() + _PATIENCE / 2)
+        self._call = method(_request(self._load.times, self._start))
         try:
             for message in self._call:
+                self.begun.set()
                 if self.stalls:
                     return
-                now = time.monotonic()
-                if window.begin <= now < window.end:
+                self._may_go_on.wait()
+                window, now = self._window, time.monotonic()
+                if window is not None and window.begin <= now < window.end:
                     self.received += len(message)
             self.failure = "it ended by itself"
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.CANCELLED or time.monotonic() < window.end:
+            if not self._cancelled:
                 self.failure = str(error)
+
+    def go_on(self, window: Window) -> None:
+        """Read on, if it waits; bytes count in this time."""
+        self._window = window
+        self._may_go_on.set()
 
     def cancel(self) -> None:
         """End it, from any thread."""
+        self._cancelled = True
+        self._may_go_on.set()
         if self._call is not None:
             self._call.cancel()
 
@@ -523,6 +596,7 @@ def _request(times: int, start: int) -> bytes:
 
 def _read_singly(pipe: Connection, npy: Path) -> None:
     """A process that reads random 256² windows of one plane, one after the other, with this project's client, and compares each."""
+    from ome_tensor.errors import DeadlineExceeded
     from ome_tensor_client import connect
 
     image = np.load(npy, mmap_mode="r")
@@ -530,7 +604,7 @@ def _read_singly(pipe: Connection, npy: Path) -> None:
     _, nz, nc, ny, nx = image.shape
     while True:
         target: str = pipe.recv()
-        with connect(target, transport="tcp", timeout=_PATIENCE / 2) as client:
+        with connect(target, transport="tcp", timeout=_READ_SECONDS) as client:
             # Connected, and the image is known: what follows is one round trip each.
             client.tensor_view(_KEY, t=0, z=0, c=0, roi=(0, 0, TILE, TILE), layout="YX").to_numpy()
             pipe.send("ready")
@@ -540,7 +614,11 @@ def _read_singly(pipe: Connection, npy: Path) -> None:
             while time.monotonic() < window.end:
                 z, c, y, x = (int(rng.integers(n)) for n in (nz, nc, ny - TILE + 1, nx - TILE + 1))
                 start = time.perf_counter()
-                got = client.tensor_view(_KEY, t=0, z=z, c=c, roi=(x, y, TILE, TILE), layout="YX").to_numpy()
+                try:
+                    got = client.tensor_view(_KEY, t=0, z=z, c=c, roi=(x, y, TILE, TILE), layout="YX").to_numpy()
+                except DeadlineExceeded:
+                    latencies.append(_READ_SECONDS)
+                    continue
                 latencies.append(time.perf_counter() - start)
                 if not np.array_equal(got, image[0, z, c, y : y + TILE, x : x + TILE]):
                     raise AssertionError(f"the window at {z, c, y, x} is not what NumPy gives")
@@ -563,7 +641,7 @@ def _threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def _loads(case: Case, target: str, data: Data, seconds: float) -> list[Load]:
+def _loads(case: Case, target: str, data: Data, seconds: float, *, wait: bool) -> list[Load]:
     """The streams of a case, dealt out to the client processes; to each its part of the stalled ones."""
     _, nz, nc, ny, nx = data.shape
     tiles = nz * (ny // TILE) * (nx // TILE)
@@ -574,43 +652,68 @@ def _loads(case: Case, target: str, data: Data, seconds: float) -> list[Load]:
     live = [start for number, start in enumerate(starts) if number not in stalled]
     rest = [start for number, start in enumerate(starts) if number in stalled]
     return [
-        Load(target, tuple(live[first::_CLIENT_PROCESSES]), tuple(rest[first::_CLIENT_PROCESSES]), times)
+        Load(target, tuple(live[first::_CLIENT_PROCESSES]), tuple(rest[first::_CLIENT_PROCESSES]), times, wait)
         for first in range(_CLIENT_PROCESSES)
     ]
 
 
+def _start(peer: str, data: Data) -> Child:
+    """A new server; its address is its first answer."""
+    work, more = _SERVERS[peer]
+    return Child(work, data.parquet, str(data.folder / "ome-tensor-store"), *more)
+
+
+def _begin(loads: Sequence[Load], children: Sequence[Child]) -> Begun:
+    """Connect every stream, then call all at once."""
+    for child, load in zip(children, loads, strict=True):
+        child.tell(load)
+    for child in children:
+        child.answer()
+    go = time.monotonic() + _NOTICE
+    for child in children:
+        child.tell(go)
+    found: list[Begun] = [child.answer(_BEGIN_SECONDS) for child in children]
+    return Begun(max(begun.seconds for begun in found), sum(begun.lost for begun in found))
+
+
+def _end(children: Sequence[Child], what: Any) -> list[int]:
+    """End all streams; bytes of each that read on."""
+    for child in children:
+        child.tell(what)
+    return [nbytes for child in children for nbytes in child.answer()]
+
+
+def begin_at_once(peer: str, case: Case, data: Data, clients: _Clients) -> Begun:
+    """All streams of a case called and read at once, at a new server: how the last of them begin while it is busy with the first."""
+    with _start(peer, data) as server:
+        begun = _begin(_loads(case, server.answer(), data, 2 * _BEGIN_SECONDS, wait=False), clients.streams)
+        _end(clients.streams, None)
+    return begun
+
+
 def measure(peer: str, case: Case, data: Data, clients: _Clients, *, seconds: float, ramp: float) -> Reading:
     """One case at a new server."""
-    work, more = _SERVERS[peer]
-    with Child(work, data.parquet, str(data.folder / "ome-tensor-store"), *more) as server:
+    with _start(peer, data) as server:
         target = server.answer()
-        loads = _loads(case, target, data, seconds + ramp)
         clients.single.tell(target)
-        for child, load in zip(clients.streams, loads, strict=True):
-            child.tell(load)
-        everybody = (clients.single, *clients.streams)
-        for child in everybody:
-            child.answer()
+        clients.single.answer()
         memory = MemoryWatch(server.pid, every=0.02, of=private_bytes)
         threads = MemoryWatch(server.pid, every=0.1, of=_threads)
         with memory, threads:
+            begun = _begin(_loads(case, target, data, ramp + seconds + _READ_SECONDS, wait=True), clients.streams)
+            if begun.lost:
+                raise RuntimeError(f"{case.name}, {peer}: {begun.lost} streams did not begin")
             begin = time.monotonic() + _NOTICE + ramp
             window = Window(begin, begin + seconds)
-            for child in everybody:
+            for child in (clients.single, *clients.streams):
                 child.tell(window)
             _sleep_until(window.begin)
             before = cpu_seconds(server.pid)
             _sleep_until(window.end)
             cpu = cpu_seconds(server.pid) - before
-        latencies, *received = (child.answer() for child in everybody)
-    return Reading(
-        tuple(nbytes for part in received for nbytes in part),
-        seconds,
-        cpu,
-        threads.peak[server.pid],
-        memory.growth(server.pid),
-        tuple(latencies),
-    )
+            latencies = clients.single.answer(_READ_SECONDS)
+        received = _end(clients.streams, "stop")
+    return Reading(tuple(received), seconds, cpu, threads.peak[server.pid], memory.growth(server.pid), tuple(latencies))
 
 
 def summary(readings: dict[tuple[str, str], list[Reading]]) -> list[Row]:
@@ -640,15 +743,25 @@ def summary(readings: dict[tuple[str, str], list[Reading]]) -> list[Row]:
     return rows
 
 
+def starts(begun: dict[tuple[str, str], list[Begun]]) -> list[Start]:
+    """The second table's rows."""
+    return [
+        Start(case, peer, median(one.seconds for one in rounds), max(one.lost for one in rounds))
+        for (case, peer), rounds in begun.items()
+    ]
+
+
 def run(
     *, quick: bool = False, rounds: int | None = None, seconds: float | None = None, tell: Callable[[str], None] = lambda _: None
-) -> list[Row]:
+) -> tuple[list[Row], list[Start]]:
     """Measure everything."""
     shape: Shape = QUICK if quick else FULL
     rounds = rounds or (1 if quick else 5)
     seconds = seconds or (0.5 if quick else 5.0)
     cases = _QUICK_CASES if quick else CASES
     readings: dict[tuple[str, str], list[Reading]] = {(case.name, peer): [] for case in cases for peer in PEERS}
+    # A single stream has nobody to wait for.
+    begun: dict[tuple[str, str], list[Begun]] = {(case.name, peer): [] for case in cases[1:] for peer in PEERS}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         data = make_files(Path(folder, "noise"), shape, "noise", zarr=False)
         clients = _Clients(
@@ -660,14 +773,18 @@ def run(
                 tell(f"{case.name}, {peer}, round {turn + 1} of {rounds}")
                 ramp = _QUICK_RAMP if quick else _RAMP
                 readings[case.name, peer].append(measure(peer, case, data, clients, seconds=seconds, ramp=ramp))
-    return summary(readings)
+        for case in cases[1:]:
+            # It may take half a minute each time, and differs by far more than it varies.
+            for turn, peer in turns(PEERS, min(rounds, _MOST_STARTS)):
+                tell(f"{case.name} begin at once, {peer}, round {turn + 1}")
+                begun[case.name, peer].append(begin_at_once(peer, case, data, clients))
+    return summary(readings), starts(begun)
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the table."""
+def show(rows: Sequence[Row], begun: Sequence[Start]) -> None:
+    """Print the tables."""
     print_table(
-        "Sync or asyncio server, the same messages; fairness (Jain) and slowest / fastest among streams that are not stalled; MB above the server's "
-        "before; p50, p99 of single 256² reads meanwhile; " + ", ".join(f"{name} {what}" for name, what in environment().items()),
+        "Sync or asyncio server, the same messages; " + ", ".join(f"{name} {what}" for name, what in environment().items()),
         ("case", "server", "GB/s", "x sync", "fairness", "slowest", "server s/GB", "threads", "MB", "p50 ms", "p99 ms", "reads"),
         [
             (
@@ -681,6 +798,17 @@ def show(rows: Sequence[Row]) -> None:
             for row in rows
         ],
     )
+    print(
+        "fairness: Jain's index of the streams that are not stalled; slowest: its bytes over the fastest one's; MB: the server's private"
+    )
+    print(
+        "memory above what it held before, at most; p50, p99: single 256² reads meanwhile, each a new call; reads: how many those were"
+    )
+    print_table(
+        "All streams called at once, none waits for the others: seconds until the last has its first message",
+        ("case", "server", "s", "without one after 35 s"),
+        [(start.case, start.peer, number(start.seconds), str(start.lost)) for start in begun],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -693,12 +821,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="how long bytes are counted (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args(arguments)
-    rows = run(
+    # For the processes started from here: each connection that ends with its server would have a line of its own.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    rows, begun = run(
         quick=options.quick, rounds=options.rounds, seconds=options.seconds, tell=lambda what: print(what, file=sys.stderr)
     )
-    show(rows)
+    show(rows, begun)
     if options.json:
-        write_json(options.json, "concurrency", [asdict(row) for row in rows])
+        write_json(
+            options.json, "concurrency", {"cases": [asdict(row) for row in rows], "starts": [asdict(start) for start in begun]}
+        )
     return 0
 
 
