@@ -27,9 +27,14 @@ def whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[tuple[Ti
     assembly = _Assembly()
     with closing(stream):
         for batch in stream:
-            _check_places(batch, numbered)
-            for row, number in enumerate(batch.columns["tile"].tolist()):
+            places = zip(*map(batch.columns.listed, _PLACE), strict=True)
+            for row, (number, place) in enumerate(zip(batch.columns.listed("tile"), places, strict=True)):
+                _check_number(number, numbered)
                 tile = numbered.tile(number, batch.first_position + row)
+                s = tile.selection
+                due = (*tile.origin, len(s.z), s.h, s.w)
+                if place != due:
+                    raise _misplaced(number, place, due)
                 block = assembly.add(batch, number, tile.shape) if stream.header.slabs else batch.pixels[row]
                 if block is None:
                     continue
@@ -86,16 +91,23 @@ def uniform_batches(
 def _check_places(batch: TileBatch, numbered: TileSequence) -> np.ndarray:
     """The rows' places, (n, 7) as :meth:`TileSequence.table`; BrokenStream where they are not those of the tiles of their numbers."""
     numbers = batch.columns["tile"]
-    inside = (numbers >= 0) & (numbers < numbered.total)
-    if not inside.all():
-        raise BrokenStream(f"tile {numbers[~inside][0]} arrived of a view with {numbered.total}")
+    for number in (numbers.min(), numbers.max()) if len(numbers) else ():
+        _check_number(int(number), numbered)
     wanted = numbered.table(numbers)
     got = np.stack([batch.columns[name] for name in _PLACE], axis=1)
     if not np.array_equal(got, wanted):
         row = int(np.argmax((got != wanted).any(axis=1)))
-        found, due = tuple(got[row].tolist()), tuple(wanted[row].tolist())
-        raise BrokenStream(f"tile {numbers[row]} arrived with (t, z, y, x, depth, height, width) {found}, not {due}")
+        raise _misplaced(int(numbers[row]), tuple(got[row].tolist()), tuple(wanted[row].tolist()))
     return wanted
+
+
+def _check_number(number: int, numbered: TileSequence) -> None:
+    if not 0 <= number < numbered.total:
+        raise BrokenStream(f"tile {number} arrived of a view with {numbered.total}")
+
+
+def _misplaced(number: int, found: tuple[int, ...], due: tuple[int, ...]) -> BrokenStream:
+    return BrokenStream(f"tile {number} arrived with (t, z, y, x, depth, height, width) {found}, not {due}")
 
 
 class _Assembly:

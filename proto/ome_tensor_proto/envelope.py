@@ -55,6 +55,8 @@ _FIXED_TAGS = (
 _TIMINGS_SIZE = 15
 _TIMING_TAGS = tuple(field.number << 3 | _FIXED32 for field in tensor_service_pb2.ReadTilesTimings.DESCRIPTOR.fields)
 
+_TAGS = (*_FIXED_TAGS, *_TIMING_TAGS)
+
 #: Bytes of the fields that :func:`write_fixed` fills in.
 FIXED_SIZE: Final = _FIXED.size
 
@@ -162,6 +164,29 @@ def parse_envelope(message: bytes) -> Envelope:
     Raises:
         BrokenStream: they are cut, damaged, or have no payload.
     """
+    return _parse_usual(message) or _parse_any(message)
+
+
+def _parse_usual(message: bytes) -> Envelope | None:
+    """A message without a header as :func:`head` begins it, which most are: no field to be looked for. ``None`` for any other."""
+    if len(message) < FIXED_SIZE + 2 or message[0] != _TAGS[0]:
+        return None
+    fixed = _FIXED.unpack_from(message)
+    if fixed[::2] != _TAGS or fixed[7] != _TIMINGS_SIZE:
+        return None
+    at = FIXED_SIZE
+    if message.startswith(_PADDING_TAG, at):
+        length, at = _read_varint(message, at + len(_PADDING_TAG))
+        at += length
+    if not message.startswith(_PAYLOAD_TAG, at):
+        return None
+    size, at = _read_varint(message, at + len(_PAYLOAD_TAG))
+    if size == 0 or at + size != len(message):
+        return None
+    return Envelope(tensor_service_pb2.ReadTilesResponse.FromString(message[:FIXED_SIZE]), at, size)
+
+
+def _parse_any(message: bytes) -> Envelope:
     at = kept_to = 0
     size = len(message)
     payload: tuple[int, int] | None = None

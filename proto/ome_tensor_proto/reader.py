@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -66,7 +66,7 @@ class TileBatch:
     first_position: int
     tile_count: int
     slab: int
-    columns: Mapping[str, Array]
+    columns: Columns
     pixels: Array | list[Array]
     timings: tensor_service_pb2.ReadTilesTimings
 
@@ -152,7 +152,9 @@ class BatchReader:
         at, limit = envelope.payload_at, envelope.payload_at + envelope.payload_size
         batch = None
         while at < limit:
-            found = locate(message, at, limit)
+            # Most messages are record batches of the usual kind: no need to follow their tables.
+            found = self.format.template.find(message, at, limit) if self._is_plain and self.format is not None else None
+            found = found or locate(message, at, limit)
             if found is None:
                 self.complete = True
                 if at + 8 != limit:
@@ -205,7 +207,7 @@ class BatchReader:
                 _check_sizes(message, end, found)
             buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema)
         rows = buffers.rows
-        columns = {name: buffers.values(_COLUMN_BUFFERS[name], dtype, (rows,)) for name, dtype in self._columns.items()}
+        columns = Columns(buffers, self._columns)
         pixels: Array | list[Array]
         if format.variable:
             pixels = _blocks(format, buffers)
@@ -310,6 +312,36 @@ def _check_sizes(message: bytes, end: int, found: Located) -> None:
             total += max(0, struct.unpack_from("<q", message, found.end + offset)[0])
     if total > _MOST_UNPACKED:
         raise BrokenStream(f"a record batch would unpack to {total} bytes")
+
+
+class Columns(Mapping[str, Array]):
+    """The columns of a record batch, each made an array when asked for; that they are there is checked at once."""
+
+    __slots__ = ("_buffers", "_made", "_types")
+
+    def __init__(self, buffers: _Buffers, types: Mapping[str, np.dtype[Any]]) -> None:
+        self._buffers, self._types = buffers, types
+        self._made: dict[str, Array] = {}
+        for name, dtype in types.items():
+            if buffers.place(_COLUMN_BUFFERS[name])[2] < buffers.rows * dtype.itemsize:
+                raise BrokenStream(f"column {name} of a record batch of {buffers.rows} rows is cut")
+
+    def __getitem__(self, name: str) -> Array:
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = self._buffers.values(_COLUMN_BUFFERS[name], self._types[name], (self._buffers.rows,))
+        return made
+
+    def listed(self, name: str) -> tuple[int, ...]:
+        """A column as integers; of a few rows that takes a third of the time that an array does."""
+        memory, at, _ = self._buffers.place(_COLUMN_BUFFERS[name])
+        return struct.unpack_from(f"<{self._buffers.rows}" + {8: "q", 4: "i"}[self._types[name].itemsize], memory.data, at)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._types)
+
+    def __len__(self) -> int:
+        return len(self._types)
 
 
 class _ArrowBuffers(_Buffers):

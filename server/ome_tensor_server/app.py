@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -46,11 +46,21 @@ _OPTIONS = (
 
 
 class _Health(health.HealthServicer):
-    """The health service; remembers who is watching, so that a shutdown need not wait for them."""
+    """The health service; remembers who is watching, so that a shutdown need not wait for them.
 
-    def __init__(self) -> None:
+    Args:
+        catch_up: Waits until this worker serves what another one may have said it serves.
+    """
+
+    def __init__(self, catch_up: Callable[[], None]) -> None:
         super().__init__()
+        self._catch_up = catch_up
         self._watches: weakref.WeakSet[grpc.ServicerContext] = weakref.WeakSet()
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """See ``grpc.health.v1.Health``."""
+        self._catch_up()
+        return super().Check(request, context)
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:
         """See ``grpc.health.v1.Health``."""
@@ -96,7 +106,7 @@ class TensorServer:
         )
         self._service = TensorService(settings, worker=worker, control=control)
         self._calls = ActiveCalls()
-        self._health = _Health()
+        self._health = _Health(self._service.catch_up)
         self._stopping = threading.Event()
         self._store: Store | None = None
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -171,8 +181,7 @@ class TensorServer:
             generation: The catalogue's number in the control state of several workers.
         """
         if not self._stopping.is_set():
-            self._service.serve(catalogue, generation)
-            self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._service.serve(catalogue, generation, lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
     def stop(self, grace: float | None = None) -> None:
         """Drain: health turns to NOT_SERVING, new calls are refused, running ones may finish within ``grace`` seconds (default: the settings').

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -88,10 +88,18 @@ class TensorService:
             "MapDataset": self.map_dataset,
         }
 
-    def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
-        """Answer from this catalogue from now on; ``generation`` is its number in the shared control state."""
+    def serve(self, catalogue: Catalogue, generation: int, announce: Callable[[], None]) -> None:
+        """Answer from this catalogue from now on.
+
+        Args:
+            catalogue: The datasets.
+            generation: Its number in the shared control state.
+            announce: Says that they are served: before anybody goes on who waits for it.
+        """
         with self._served:
-            self._catalogue, self._generation = catalogue, generation
+            self._catalogue = catalogue
+            announce()
+            self._generation = generation
             self._served.notify_all()
 
     def open(self) -> None:
@@ -104,19 +112,27 @@ class TensorService:
         with self._lock:
             self.is_draining = True
             self._report()
+        with self._served:
+            self._served.notify_all()
 
     def _report(self) -> None:
         if self._control is not None:
             self._control.report(self._worker, None if self.is_draining else self._long_reads)
 
+    def catch_up(self) -> None:
+        """Wait, a moment at most, until this worker serves what others may serve already.
+
+        Once any worker serves a catalogue, all do: a client that saw it at one must not be told otherwise by the next.
+        """
+        control = self._control
+        if control is not None and control.generation != self._generation:
+            with self._served:
+                self._served.wait_for(lambda: self._generation >= control.generation or self.is_draining, _PATIENCE)
+
     def _loaded(self) -> Catalogue:
         if self.is_draining:
             raise Unavailable("the server is shutting down; try again, or elsewhere")
-        control = self._control
-        if control is not None and control.generation != self._generation:
-            # Once any worker serves a catalogue, all do: a client that saw it at one must not be told otherwise by the next.
-            with self._served:
-                self._served.wait_for(lambda: self._generation >= control.generation or self.is_draining, _PATIENCE)
+        self.catch_up()
         catalogue = self._catalogue
         if catalogue is None:
             raise Unavailable("the server is still loading its datasets; try again shortly")
@@ -292,6 +308,7 @@ class TensorService:
             version: What the dataset must be; empty for any. Looked at before anything else: of another version every other complaint would mislead.
         """
         call.image = key
+        self._loaded()  # Before the request is looked at: while there is nothing to serve, nothing else is worth saying.
         parsed = parse_key(key)
         dataset = self._dataset(parsed.dataset, call)
         if version and version != dataset.version:
