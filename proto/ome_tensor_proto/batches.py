@@ -12,12 +12,15 @@ what costs anything is that gather and nothing else::
         yield message.finish(gather_us=...)
     yield writer.closing()
 
-The trick (CPython): ``io.BytesIO(bytes(n))`` takes over the only reference to those bytes; ``getbuffer()`` lends them writable;
-``getvalue()`` hands out the very object once nothing is lent any more. A test pins that nothing is copied.
+The trick (CPython): ``io.BytesIO(b)``, where nobody else has ``b``, takes over the only reference to those bytes;
+``getbuffer()`` lends them writable; ``getvalue()`` hands out the very object once nothing is lent any more. A test pins that
+nothing is copied. The bytes begin uninitialised, since clearing a MiB that is about to be written takes a tenth of the
+gather's time; everything but the pixels is cleared.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
 import struct
 from collections.abc import Sequence
@@ -48,6 +51,10 @@ _LAYOUTS_KEPT = 32
 # Offsets of Arrow's lists are int32.
 _MAX_ELEMENTS = 2**31 - 1
 
+# https://docs.python.org/3/c-api/bytes.html: with no source the contents are uninitialised.
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes, _new_bytes.restype = (ctypes.c_char_p, ctypes.c_ssize_t), ctypes.py_object
+
 # A compressed buffer begins with its length before compression, or with this where it is not compressed after all.
 _LENGTH = struct.Struct("<q")
 _NOT_COMPRESSED = -1
@@ -66,7 +73,7 @@ class _Layout:
         columns_at: The body: the first column.
         narrow, wide: Distance from an int32 (int64) column to the next, padding included.
         offsets_at: The rows' offsets in the list of values (variable shapes only).
-        pixels_at: The first pixel.
+        pixels_at, pixels_end: The first pixel, and the end of the last.
         shapes_at: The rows' shapes (variable shapes only).
         size: The message's end.
         lengths, buffers: Lengths of the nodes, and offset and size of each buffer in the body, as the record batch's metadata say.
@@ -79,6 +86,7 @@ class _Layout:
     wide: int
     offsets_at: int
     pixels_at: int
+    pixels_end: int
     shapes_at: int
     size: int
     lengths: Sequence[int]
@@ -181,9 +189,11 @@ class TileWriter:
                     format.layouts[count, encoded, last] = kept
             layout = kept
         # See the module's docstring: no other reference to these bytes may exist.
-        stream = io.BytesIO(bytes(layout.size))
+        stream = io.BytesIO(_uninitialised(layout.size))
         buffer = stream.getbuffer()
-        buffer[: len(layout.prefix)] = layout.prefix
+        # All but the pixels, padding included: nobody is to be sent what this process's memory held before.
+        buffer[: layout.pixels_at] = layout.prefix.ljust(layout.pixels_at, b"\0")
+        buffer[layout.pixels_end :] = bytes(layout.size - layout.pixels_end)
         if last:
             buffer[-len(END_OF_STREAM) :] = END_OF_STREAM
         table = np.array(rows, dtype=np.int64)
@@ -254,6 +264,7 @@ class TileWriter:
             wide,
             at + offsets,
             at + pixels,
+            at + pixels + pixel_bytes,
             at + shapes,
             at + body + tail,
             lengths,
@@ -300,9 +311,10 @@ class MessageWriter:
     """One message, its pixels still to come. Made by :class:`TileWriter`.
 
     Attributes:
-        pixels: Where the pixels belong, zero until written: ``pixels[i]`` is the (T, Z, C, H, W) block of row ``i``, in the
-            view's dtype. One (N, T, Z, C, H, W) array where the stream is uniform, else a list of arrays. They lie in the
-            message: after :meth:`finish` they must not be written any more.
+        pixels: Where the pixels belong, all of which must be written before :meth:`finish` (they hold anything until then):
+            ``pixels[i]`` is the (T, Z, C, H, W) block of row ``i``, in the view's dtype. One (N, T, Z, C, H, W) array where
+            the stream is uniform, else a list of arrays. They lie in the message: after :meth:`finish` they must not be
+            written any more.
         size: Bytes of the message.
     """
 
@@ -378,6 +390,11 @@ class MessageWriter:
         with suppress(BufferError):
             self._buffer.release()
         return stream.getvalue()
+
+
+def _uninitialised(size: int) -> bytes:
+    """New bytes of any content."""
+    return _new_bytes(None, size)  # type: ignore[no-any-return]
 
 
 def _row(tile: Tile, image: int, offset: int) -> tuple[int, ...]:
