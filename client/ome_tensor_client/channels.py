@@ -16,9 +16,6 @@ from typing import Any, cast
 
 import grpc
 
-from ome_tensor.errors import Unavailable
-from ome_tensor_proto.status import from_rpc_error
-
 __all__ = ["Channels", "Moves"]
 
 #: How often one read connects anew because another worker has less to do. The kernel picks a worker by chance each time: of two, sixteen tries miss
@@ -34,9 +31,6 @@ _SETTLED_SECONDS = 5.0
 
 #: A read does not move while calls still run on so many connections left before.
 _MOST_LEFT = 4
-
-#: Metadata in which a server puts the details of a status; gRPC's own failures have none.
-_DETAILS = "grpc-status-details-bin"
 
 
 class _Link:
@@ -95,8 +89,10 @@ class Channels:
     def use(self) -> Iterator[grpc.Channel]:
         """The channel for one call; it is not closed before the block ends, unless by :meth:`close`.
 
-        Where the block raises that the server refused the call, as one that shuts down does, the next call opens a connection of its own: other
-        workers may listen on that port, and the old connection would lead to the same one until it is gone.
+        Where the block raises that the server is not available, the next call opens a connection of its own. Where it was the server that refused
+        the call, as one that shuts down does, other workers may listen on that port, and the old connection would lead to the same one until it is
+        gone. Where the connection failed, gRPC would make it anew by itself, but some releases (1.71) do so only while a call waits for it, and
+        a call that fails at once does not: such a channel may never connect again.
         """
         with self._lock:
             link = self._link()
@@ -104,7 +100,7 @@ class Channels:
         try:
             yield link.channel
         except grpc.RpcError as error:
-            if _is_refusal(error):
+            if _is_unavailable(error):
                 self.leave(link.channel)
             raise
         finally:
@@ -192,10 +188,9 @@ class Moves:
         return True
 
 
-def _is_refusal(error: grpc.RpcError) -> bool:
-    """Whether a server itself said that it takes no calls; a connection that failed is made anew by gRPC."""
-    metadata = cast(Any, error).trailing_metadata() if hasattr(error, "trailing_metadata") else None
-    return any(key == _DETAILS for key, _ in metadata or ()) and isinstance(from_rpc_error(error), Unavailable)
+def _is_unavailable(error: grpc.RpcError) -> bool:
+    """Whether a server said that it takes no calls, or the connection failed."""
+    return bool(hasattr(error, "code") and cast(Any, error).code() == grpc.StatusCode.UNAVAILABLE)
 
 
 def _close(links: list[_Link]) -> None:

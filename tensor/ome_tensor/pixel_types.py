@@ -6,6 +6,8 @@ NumPy's names (``float32``, ``bool`` ...) are accepted beside them because upstr
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from .errors import InvalidArgument, InvalidRecord
@@ -35,6 +37,8 @@ _SUPPORTED = frozenset(np.dtype(name) for name in "bool i1 i2 i4 i8 u1 u2 u4 u8 
 #: then come fresh from the system each time.
 _CHECKED_AT_ONCE = 1 << 15
 
+_WORD = re.compile(r"[<>=|]?[A-Za-z][A-Za-z0-9-]*")
+
 
 def dtype_of_pixel_type(name: object, field: str = "pixels_meta.type") -> np.dtype:
     """The dtype of ``pixels_meta.type``; ``None`` means uint16, as upstream.
@@ -50,9 +54,9 @@ def dtype_of_pixel_type(name: object, field: str = "pixels_meta.type") -> np.dty
         return np.dtype(np.uint16)
     text = str(name).strip()
     try:
-        dtype = np.dtype(_OME.get(text.lower(), text))
+        # NumPy reads a whole language, of which this is a word.
+        dtype = np.dtype(_OME.get(text.lower(), text) if _WORD.fullmatch(text) else object)
     except (TypeError, ValueError, SyntaxError, OverflowError):
-        # NumPy reads a whole language, and fails in as many ways.
         dtype = np.dtype(object)
     if dtype.newbyteorder("=") not in _SUPPORTED:
         raise InvalidRecord(

@@ -414,7 +414,7 @@ def test_a_server_that_always_sends_reads_away() -> None:
         with pytest.raises(Unavailable, match="sends this read away"):
             read_all(connection)
         assert not any(offers)
-        assert connection.channels.count == 1
+        assert connection.channels.count <= 1
 
 
 def test_a_refused_call_tries_another_connection(opened: list[str]) -> None:
