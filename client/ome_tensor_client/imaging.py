@@ -90,7 +90,8 @@ def stretch(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     bottom, top = limits
     values = plane.astype(np.float64)
     if bottom == top:
-        bright = np.where(values == 0, 0.0, 0.5)
+        # What is not finite lies beyond the limits here too.
+        bright = np.where(values == bottom, 0.5 if bottom else 0.0, (values > top).astype(np.float64))
     else:
         # Halves, since the difference of two large numbers may exceed the largest.
         bright = np.clip((values / 2 - bottom / 2) / (top / 2 - bottom / 2), 0, 1)

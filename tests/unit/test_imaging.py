@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -47,6 +47,8 @@ def test_any_plane_has_limits_in_order_and_a_brightness_from_0_to_1(plane: np.nd
         assert (bright[np.isnan(plane)] == 0).all()
 
 
+@example(np.array([[0, -np.inf]], np.float16))
+@example(np.array([[3, np.inf, -np.inf, np.nan]], np.float32))
 @given(planes)
 def test_a_brighter_pixel_is_never_darker(plane: np.ndarray) -> None:
     bright = imaging.stretch(plane, imaging.contrast_of(plane)).ravel()
