@@ -14,10 +14,10 @@ import numpy as np
 from ome_tensor.arrow_file import ArrowImages, is_arrow, is_arrow_file
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import DatasetNotFound, InvalidArgument, InvalidRecord, OmeTensorError
-from ome_tensor.keys import format_key, parse_key
+from ome_tensor.keys import format_key
 from ome_tensor.listing import DatasetInfo, ImageInfo
 from ome_tensor.record import read_meta
-from ome_tensor.tables import Image, ImageTable, LoadedTable, digest
+from ome_tensor.tables import ImageTable, LoadedTable, digest
 
 from .logs import Fields
 from .parquet import is_parquet, read_parquet
@@ -106,11 +106,6 @@ class Catalogue:
             more = f" and {len(self.datasets) - 10} more" if len(self.datasets) > 10 else ""
             raise DatasetNotFound(f"no dataset {name!r}; there are: {some}{more}", field="key", value=name)
         return dataset
-
-    def image(self, key: str) -> Image:
-        """An image by key. Raises DatasetNotFound, ImageNotFound, InvalidArgument, InvalidRecord."""
-        parsed = parse_key(key)
-        return self.dataset(parsed.dataset).image(parsed.column, parsed.row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from tests.integration.images import drain, expected_tile
 from tests.integration.proxy import Proxy
+from tests.integration.relay import relay
 
 from ome_tensor import BrokenStream, DeadlineExceeded, OmeTensorError, Unavailable
 from ome_tensor_client import connect
-from ome_tensor_proto.methods import METHODS, SERVICE
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_server.testing import RunningServer
 
@@ -127,28 +125,8 @@ Edit = Callable[[int, list[bytes]], list[bytes]]
 def lying_server(truth: str, edit: Edit) -> Iterator[str]:
     """A gRPC server that passes calls on to a true one, and changes the messages of reads; ``edit`` gets the number of the read too."""
     reads = itertools.count()
-    with grpc.insecure_channel(truth) as channel:
-
-        def pass_on(name: str) -> grpc.RpcMethodHandler:
-            path = METHODS[name].path
-            if METHODS[name].streaming:
-                return grpc.unary_stream_rpc_method_handler(
-                    lambda data, context: iter(edit(next(reads), list(channel.unary_stream(path)(data, timeout=10))))
-                )
-            return grpc.unary_unary_rpc_method_handler(lambda data, context: channel.unary_unary(path)(data, timeout=10))
-
-        pool = futures.ThreadPoolExecutor(4)
-        server = grpc.server(pool)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {name: pass_on(name) for name in METHODS}),)
-        )
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.stop(0).wait()
-            pool.shutdown()
+    with relay(truth, {"ReadTiles": lambda messages: edit(next(reads), messages)}) as target:
+        yield target
 
 
 def without_marker(messages: list[bytes]) -> list[bytes]:

@@ -7,12 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,11 +19,11 @@ from tests.integration.images import expected_tile, random_pixels, write_image, 
 from tests.integration.processes import ServerProcess, run_script, wait_until
 from tests.integration.proxy import Proxy
 from tests.integration.raw import raw_client
+from tests.integration.relay import relay
 
 from ome_tensor import DatasetChanged, DatasetNotFound, ImageNotFound, InvalidArgument, NotSupported
 from ome_tensor_client import Client, connect
 from ome_tensor_proto.host import host_proof, is_host_proof
-from ome_tensor_proto.methods import METHODS, SERVICE
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_server.catalogue import find_sources
 from ome_tensor_server.policy import Action, Caller, Policy
@@ -194,33 +192,14 @@ Edit = Callable[[pb.MapDatasetResponse], None]
 @contextmanager
 def between(truth: str, edit: Edit) -> Iterator[str]:
     """A server that passes all calls on to a true one, and changes its answers about mapping."""
-    with grpc.insecure_channel(truth) as channel:
 
-        def pass_on(name: str) -> grpc.RpcMethodHandler:
-            method = METHODS[name]
-            if method.streaming:
-                return grpc.unary_stream_rpc_method_handler(lambda data, _: channel.unary_stream(method.path)(data, timeout=10))
-            if name == "MapDataset":
-                return grpc.unary_unary_rpc_method_handler(lambda data, _: edited(channel.unary_unary(method.path)(data)))
-            return grpc.unary_unary_rpc_method_handler(lambda data, _: channel.unary_unary(method.path)(data, timeout=10))
+    def edited(data: bytes) -> bytes:
+        answer = pb.MapDatasetResponse.FromString(data)
+        edit(answer)
+        return answer.SerializeToString()
 
-        def edited(data: bytes) -> bytes:
-            answer = pb.MapDatasetResponse.FromString(data)
-            edit(answer)
-            return answer.SerializeToString()
-
-        pool = futures.ThreadPoolExecutor(4)
-        server = grpc.server(pool)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {name: pass_on(name) for name in METHODS}),)
-        )
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.stop(0).wait()
-            pool.shutdown()
+    with relay(truth, {"MapDataset": edited}) as target:
+        yield target
 
 
 def test_a_server_that_proves_nothing(stored: RunningServer) -> None:
