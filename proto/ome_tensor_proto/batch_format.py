@@ -22,7 +22,7 @@ from ome_tensor.pixel_types import check_dtype
 
 from .ipc import BatchTemplate
 
-__all__ = ["COLUMNS", "CONTRACT_VERSION", "PIXELS", "Array", "BatchFormat", "physical_dtype"]
+__all__ = ["COLUMNS", "CONTRACT_VERSION", "PIXELS", "Array", "BatchFormat", "beside_name", "physical_dtype"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -45,6 +45,12 @@ COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
 
 #: Name of the column of pixels, the last.
 PIXELS: Final = "pixels"
+
+
+def beside_name(number: int) -> str:
+    """Name of the column of pixels of an image column that comes beside, from 0."""
+    return f"beside_{number}"
+
 
 _DIM_NAMES = ("t", "z", "c", "y", "x")
 _VARIABLE = "arrow.variable_shape_tensor"
@@ -142,6 +148,35 @@ class BatchFormat:
             return cls(tuple(tile_shape), check_dtype(name), not _is_uniform(schema.field(index)), texts).checked_against(schema)
         except (InvalidArgument, LimitExceeded, pa.ArrowException) as error:
             raise BrokenStream(f"the stream's format is damaged: {error}") from error
+
+    @classmethod
+    def of_beside(cls, schema: pa.Schema, number: int, tile_shape: Sequence[int], dtype: str) -> BatchFormat:
+        """The format of a column that comes beside, of a received schema.
+
+        Args:
+            schema: As received.
+            number: Which of the columns beside, from 0.
+            tile_shape, dtype: From the stream's header.
+
+        Raises:
+            BrokenStream: there is none, or it contradicts the header.
+        """
+        name = beside_name(number)
+        index = schema.get_field_index(name)
+        if (
+            index < 0
+            or len(tile_shape) != 5
+            or min(tile_shape) < 0
+            or not (dtype.isascii() and dtype.isalnum() and len(dtype) <= 16)
+        ):
+            raise BrokenStream(f"the stream has no {name} as its header says")
+        try:
+            made = cls(tuple(tile_shape), check_dtype(dtype), not _is_uniform(schema.field(index)))
+        except (InvalidArgument, LimitExceeded, pa.ArrowException) as error:
+            raise BrokenStream(f"the stream's format is damaged: {error}") from error
+        if not _same_storage(schema.field(index).type, made.schema.field(PIXELS).type):
+            raise BrokenStream(f"the stream's column {name} is of type {schema.field(index).type}")
+        return made
 
     def checked_against(self, schema: pa.Schema) -> BatchFormat:
         """Itself, or BrokenStream where a received schema lacks a column of this format or has it with another type."""

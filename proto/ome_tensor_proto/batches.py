@@ -41,7 +41,7 @@ from .envelope import head, write_fixed
 from .ipc import ALIGNMENT, END_OF_STREAM, pad_to
 from .v1 import tensor_service_pb2
 
-__all__ = ["MessageWriter", "TileWriter"]
+__all__ = ["MessageWriter", "TileWriter", "bare", "row_of"]
 
 Header: TypeAlias = tensor_service_pb2.ReadTilesHeader
 
@@ -112,18 +112,17 @@ class TileWriter:
             header: The stream's header.
             last: Whether the stream ends here (a read without tiles).
         """
-        return _bare(header, self._schema + END_OF_STREAM if last else self._schema)
+        return bare(header, self._schema + END_OF_STREAM if last else self._schema)
 
     def closing(self) -> bytes:
         """A message with the end-of-stream marker alone."""
-        return _bare(None, END_OF_STREAM)
+        return bare(None, END_OF_STREAM)
 
-    def batch(self, tiles: Sequence[Tile], *, image: int = 0, header: Header | None = None, last: bool = False) -> MessageWriter:
+    def batch(self, tiles: Sequence[Tile], *, header: Header | None = None, last: bool = False) -> MessageWriter:
         """A message for whole tiles, one row each.
 
         Args:
             tiles: At least one; their positions follow each other.
-            image: Which of the request's keys they are of.
             header: For the stream's first message: puts header and schema before the batch.
             last: Whether to put the end-of-stream marker behind the batch.
 
@@ -133,7 +132,7 @@ class TileWriter:
         """
         if not tiles:
             raise InvalidArgument("a batch needs a tile", field="tiles")
-        rows = [_row(tile, image, 0) for tile in tiles]
+        rows = [row_of(tile, 0) for tile in tiles]
         message = self._message(rows, [tile.shape for tile in tiles], header, last)
         message._first_position, message._tile_count = tiles[0].position, len(tiles)
         return message
@@ -145,7 +144,6 @@ class TileWriter:
         number: int,
         *,
         ends_tile: bool,
-        image: int = 0,
         header: Header | None = None,
         last: bool = False,
     ) -> MessageWriter:
@@ -156,7 +154,7 @@ class TileWriter:
             slab: Which part of the tile's delivered block.
             number: Which of its slabs, from 0.
             ends_tile: Whether it is the tile's last.
-            image, header, last: As in :meth:`batch`.
+            header, last: As in :meth:`batch`.
 
         Raises:
             InvalidArgument: the format is uniform.
@@ -164,7 +162,7 @@ class TileWriter:
         """
         if not self.format.variable:
             raise InvalidArgument("slabs need a format of variable shapes", field="slab")
-        message = self._message([_row(tile, image, slab.offset)], [slab.shape], header, last)
+        message = self._message([row_of(tile, slab.offset)], [slab.shape], header, last)
         message._first_position, message._tile_count, message._slab = tile.position, int(ends_tile), number
         return message
 
@@ -397,13 +395,18 @@ def _uninitialised(size: int) -> bytes:
     return _new_bytes(None, size)  # type: ignore[no-any-return]
 
 
-def _row(tile: Tile, image: int, offset: int) -> tuple[int, ...]:
-    """The row's numbers in the order of the columns."""
+def row_of(tile: Tile, offset: int) -> tuple[int, ...]:
+    """A row's numbers in the order of the columns.
+
+    Args:
+        tile: The row's tile.
+        offset: Where in the tile its pixels begin.
+    """
     chosen = tile.selection
-    return (tile.number, image, *tile.origin, len(chosen.z), chosen.h, chosen.w, offset)
+    return (tile.number, tile.image, *tile.origin, len(chosen.z), chosen.h, chosen.w, offset)
 
 
-def _bare(header: Header | None, payload: bytes) -> bytes:
+def bare(header: Header | None, payload: bytes) -> bytes:
     """A message without a batch."""
     before, fixed_at = head(header, len(payload), 0)
     message = bytearray(before + payload)

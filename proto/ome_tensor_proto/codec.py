@@ -254,17 +254,16 @@ def check_built(request: tensor_service_pb2.ReadTilesRequest) -> None:
     """Refuse what the contract names and this version does not do, in the fields that have no codec of their own.
 
     Raises:
-        InvalidArgument: no key, or a checksum the contract does not know.
-        NotSupported: several keys, a pyramid level, checksums.
+        InvalidArgument: neither keys nor rows, or both, or a checksum the contract does not know.
+        NotSupported: checksums.
     """
-    if not request.keys:
+    if request.HasField("image_rows"):
+        if request.keys:
+            raise InvalidArgument("a read has keys or image_rows, not both", field="keys", value=len(request.keys))
+        if not request.image_rows.rows:
+            raise InvalidArgument("image_rows lists no rows", field="image_rows.rows")
+    elif not request.keys:
         raise InvalidArgument("keys must name an image", field="keys")
-    if len(request.keys) > 1:
-        raise NotSupported(
-            "reading several images at once is not supported by this server", field="keys", value=len(request.keys)
-        )
-    if request.pyramid_level:
-        raise NotSupported("pyramid levels are not supported by this server", field="pyramid_level", value=request.pyramid_level)
     if request.checksum not in _UNCHECKED:
         name = enum_name(tensor_service_pb2.ChecksumKind, request.checksum, "checksum")
         raise NotSupported(f"{name} is not supported by this server", field="checksum", value=name)

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from ome_tensor.errors import InvalidArgument, InvalidSelection, NotSupported
+from ome_tensor.errors import InvalidArgument, InvalidSelection
 from ome_tensor.tiling import Edge, Order, Tiling, check_seed
 
 from .fields import located, uint64, word_of
@@ -43,6 +43,8 @@ def tiling_to_proto(tiling: Tiling) -> view_pb2.Tiling:
         message.time_batches.t = t
     elif tiling.kind == "tiles":
         message.tiles.h, message.tiles.w = h, w
+    elif tiling.kind == "centred":
+        message.centred.z, message.centred.h, message.centred.w = z, h, w
     elif tiling.kind == "tiles_3d":
         message.tiles_3d.z, message.tiles_3d.h, message.tiles_3d.w = z, h, w
     else:
@@ -56,11 +58,12 @@ def tiling_from_proto(message: view_pb2.Tiling, path: str = "tiling") -> Tiling:
     Raises:
         InvalidArgument: no cut, sizes that are not positive, an edge policy that does not fit the cut.
         InvalidSelection: windows without an origin for each.
-        NotSupported: windows of several images.
     """
     cut = message.WhichOneof("cut")
     if cut is None:
-        raise InvalidArgument(f"{path} has no cut: it needs one of whole, time_batches, tiles, tiles_3d, windows", field=path)
+        raise InvalidArgument(
+            f"{path} has no cut: it needs one of whole, time_batches, tiles, tiles_3d, windows, centred", field=path
+        )
     edge = cast(Edge, word_of(_EDGES, message.edge, f"{path}.edge", default="clip"))
     misfit = (edge == "pad" and cut in ("whole", "time_batches")) or (edge == "drop" and cut == "windows")
     with located(f"{path}.edge" if misfit else f"{path}.{cut}"):
@@ -70,6 +73,10 @@ def tiling_from_proto(message: view_pb2.Tiling, path: str = "tiling") -> Tiling:
             return Tiling.time_batches(message.time_batches.t, edge)
         if cut == "tiles":
             return Tiling.tiles((message.tiles.h, message.tiles.w), edge, message.pad_value)
+        if cut == "centred":
+            window = message.centred
+            size = (window.z, window.h, window.w) if window.z else (window.h, window.w)
+            return Tiling.centred(size, edge, message.pad_value)
         if cut == "tiles_3d":
             box = message.tiles_3d
             return Tiling.tiles_3d((box.z, box.h, box.w), edge, message.pad_value)
@@ -80,6 +87,8 @@ def _write_windows(message: view_pb2.WindowsCut, tiling: Tiling) -> None:
     assert tiling.origins is not None
     message.t, message.z, message.h, message.w = tiling.t, tiling.z, tiling.h, tiling.w
     array = tiling.origins.array
+    if tiling.origins.images is not None:
+        message.image.extend(tiling.origins.images.tolist())
     message.origin_y.extend(array[:, -2].tolist())
     message.origin_x.extend(array[:, -1].tolist())
     if not tiling.origins.planar:
@@ -88,9 +97,6 @@ def _write_windows(message: view_pb2.WindowsCut, tiling: Tiling) -> None:
 
 
 def _read_windows(message: view_pb2.WindowsCut, edge: Edge, pad: float, path: str) -> Tiling:
-    # max() over a repeated field would walk it in Python; NumPy does so in C.
-    if message.image and np.fromiter(message.image, np.uint64, len(message.image)).any():
-        raise NotSupported("windows of several images are not supported by this server", field=f"{path}.image")
     if (message.t == 0) != (message.z == 0):
         raise InvalidArgument(f"{path}.t and z must be both positive or both 0", value=(message.t, message.z))
     columns = {"y": message.origin_y, "x": message.origin_x}
@@ -107,7 +113,9 @@ def _read_windows(message: view_pb2.WindowsCut, edge: Edge, pad: float, path: st
     for place, column in enumerate(columns.values()):
         origins[:, place] = np.fromiter(column, np.int64, count)
     size = (message.t, message.z, message.h, message.w) if message.t else (message.h, message.w)
-    return Tiling.windows(origins, size, edge, pad)
+    # All of the first image is what no images at all mean, too.
+    images = np.fromiter(message.image, np.uint64, len(message.image)) if message.image else None
+    return Tiling.windows(origins, size, edge, pad, images if images is not None and images.any() else None)
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
@@ -127,6 +135,10 @@ def order_to_proto(order: Order, *, start_slab: int = 0) -> view_pb2.Order:
     seed = check_seed(order.seed)
     if order.shuffle and seed is None:
         raise InvalidArgument("a shuffled order needs a seed on the wire", field="seed")
+    spans = [
+        view_pb2.PositionSpan(first=uint64(first, "spans"), count=uint64(count, "spans"), stride=uint64(stride, "spans"))
+        for first, count, stride in order.spans
+    ]
     return view_pb2.Order(
         shuffle=order.shuffle,
         seed=seed,
@@ -134,6 +146,7 @@ def order_to_proto(order: Order, *, start_slab: int = 0) -> view_pb2.Order:
         shard_count=uint64(order.shard_count, "shard_count"),
         start=uint64(order.start, "start"),
         start_slab=uint64(start_slab, "start_slab"),
+        spans=spans,
     )
 
 
@@ -142,12 +155,10 @@ def order_from_proto(message: view_pb2.Order, path: str = "order") -> Order:
 
     Raises:
         InvalidArgument: a shuffle without a seed, or a shard that is not one of the shards.
-        NotSupported: position spans.
     """
-    if message.spans:
-        raise NotSupported("position spans are not supported by this server", field=f"{path}.spans")
     seed = message.seed if message.HasField("seed") else None
     if message.shuffle and seed is None:
         raise InvalidArgument(f"{path}.seed is required with {path}.shuffle", field=f"{path}.seed")
-    with located(f"{path}.shard_index"):
-        return Order(message.shuffle, seed, message.shard_index, message.shard_count or 1, message.start)
+    spans = tuple((span.first, span.count, span.stride or 1) for span in message.spans)
+    with located(f"{path}.spans" if spans else f"{path}.shard_index"):
+        return Order(message.shuffle, seed, message.shard_index, message.shard_count or 1, message.start, spans)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ome_tensor.listing import DatasetInfo, ImageInfo
+from ome_tensor.listing import DatasetInfo, DatasetState, ImageInfo, Level
 from ome_tensor.record import Channel, ImageMeta
 from ome_tensor.selection import ChunkGrid, Extent
 
 from .v1 import image_pb2
 
 __all__ = ["dataset_from_proto", "dataset_to_proto", "image_from_proto", "image_to_proto"]
+
+
+_STATES: Mapping[DatasetState, image_pb2.DatasetState] = {
+    DatasetState.LOADED: image_pb2.DATASET_STATE_LOADED,
+    DatasetState.NOT_LOADED: image_pb2.DATASET_STATE_NOT_LOADED,
+    DatasetState.LOADING: image_pb2.DATASET_STATE_LOADING,
+    DatasetState.IN_PLACE: image_pb2.DATASET_STATE_IN_PLACE,
+    DatasetState.FAILED: image_pb2.DATASET_STATE_FAILED,
+}
+_STATE_OF = {value: state for state, value in _STATES.items()}
 
 
 def dataset_to_proto(info: DatasetInfo) -> image_pb2.Dataset:
@@ -27,6 +38,11 @@ def dataset_to_proto(info: DatasetInfo) -> image_pb2.Dataset:
         other_columns=[image_pb2.Column(name=name, arrow_type=arrow_type) for name, arrow_type in info.other_columns],
         resident_bytes=info.resident_bytes,
         source_name=info.source_name,
+        state=_STATES[info.state],
+        progress=info.progress if info.state is DatasetState.LOADING else 0,
+        problem=info.problem,
+        estimated_bytes=info.estimated_bytes,
+        format=info.format,
     )
 
 
@@ -41,12 +57,21 @@ def dataset_from_proto(message: image_pb2.Dataset) -> DatasetInfo:
         tuple((column.name, column.arrow_type) for column in message.other_columns),
         message.resident_bytes,
         message.source_name,
+        # A state that is not known here is a later server's; whatever it is, the dataset can be asked for.
+        state := _STATE_OF.get(message.state, DatasetState.LOADED),
+        message.progress if state is DatasetState.LOADING else float(state is DatasetState.LOADED),
+        message.problem,
+        message.estimated_bytes,
+        message.format,
     )
 
 
 def image_to_proto(info: ImageInfo) -> image_pb2.Image:
     """An image as its message. Stored times without a zone are taken as UTC."""
     message = image_pb2.Image(key=info.key, dataset=info.dataset, column=info.column, row=info.row, problem=info.problem)
+    for level in info.levels:
+        t, z, c, y, x = level.shape
+        message.levels.add(size_t=t, size_z=z, size_c=c, size_y=y, size_x=x, is_stored=level.is_stored)
     meta = info.meta
     if meta is None:
         return message
@@ -97,7 +122,10 @@ def image_from_proto(message: image_pb2.Image) -> ImageInfo:
             channels=tuple(_channel(channel) for channel in message.channels),
             grid=ChunkGrid(grid.y, grid.x, grid.z, grid.c, grid.t) if message.HasField("chunk_grid") else None,
         )
-    return ImageInfo(message.key, message.dataset, message.column, message.row, meta, message.problem)
+    levels = tuple(
+        Level((level.size_t, level.size_z, level.size_c, level.size_y, level.size_x), level.is_stored) for level in message.levels
+    )
+    return ImageInfo(message.key, message.dataset, message.column, message.row, meta, message.problem, levels)
 
 
 def _moment(stamp: Timestamp) -> datetime.datetime:

@@ -1,4 +1,4 @@
-"""The methods of :class:`TensorService`, read from the contract's descriptors: what server and client both need to speak of a
+"""The methods of the contract's services, read from the contract's descriptors: what server and client both need to speak of a
 method.
 
 ``METHODS["ReadTiles"].path`` is what a channel and a generic handler want; neither side needs generated service code, which
@@ -16,9 +16,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from .v1 import tensor_service_pb2
+from .v1 import admin_service_pb2, tensor_service_pb2
 
-__all__ = ["MAY_MOVE", "METHODS", "ONE_MESSAGE", "SERVICE", "Method", "methods_of"]
+__all__ = ["ADMIN_METHODS", "ADMIN_SERVICE", "MAY_MOVE", "METHODS", "ONE_MESSAGE", "SERVICE", "Method", "methods_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Method:
         name: E.g. ``ReadTiles``.
         path: E.g. ``/ome_tensor_proto.v1.TensorService/ReadTiles``.
         request, response: The message classes; ``SerializeToString`` and ``FromString`` are their serialisers.
-        streaming: Whether the server answers with a stream. No method takes one.
+        streaming: Whether the server answers with a stream.
+        takes_stream: Whether the client sends one. No method does both.
     """
 
     name: str
@@ -37,20 +38,22 @@ class Method:
     request: type[Message]
     response: type[Message]
     streaming: bool
+    takes_stream: bool = False
 
 
 def methods_of(service: ServiceDescriptor) -> Mapping[str, Method]:
     """The methods of a service by name."""
     table = {}
     for method in service.methods:
-        if method.client_streaming:
-            raise TypeError(f"{method.full_name} takes a stream: this contract has no such method")
+        if method.client_streaming and method.server_streaming:
+            raise TypeError(f"{method.full_name} takes a stream and gives one: this contract has no such method")
         table[method.name] = Method(
             name=method.name,
             path=f"/{service.full_name}/{method.name}",
             request=GetMessageClass(method.input_type),
             response=GetMessageClass(method.output_type),
             streaming=method.server_streaming,
+            takes_stream=method.client_streaming,
         )
     return MappingProxyType(table)
 
@@ -65,9 +68,12 @@ MAY_MOVE = "ome-tensor-may-move"
 ONE_MESSAGE = "ome-tensor-one-message"
 
 _DESCRIPTOR = tensor_service_pb2.DESCRIPTOR.services_by_name["TensorService"]
+_ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
 
-#: Full name of the service, as health checks and reflection know it.
+#: Full names of the services, as health checks and reflection know them.
 SERVICE: str = _DESCRIPTOR.full_name
+ADMIN_SERVICE: str = _ADMIN.full_name
 
-#: The service's methods by name.
+#: The services' methods by name.
 METHODS: Mapping[str, Method] = methods_of(_DESCRIPTOR)
+ADMIN_METHODS: Mapping[str, Method] = methods_of(_ADMIN)

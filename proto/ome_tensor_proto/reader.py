@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ome_tensor.errors import BrokenStream
 
-from .batch_format import COLUMNS, PIXELS, Array, BatchFormat, physical_dtype
+from .batch_format import COLUMNS, PIXELS, Array, BatchFormat, beside_name, physical_dtype
 from .envelope import Envelope, parse_envelope
 from .ipc import RECORD_BATCH, SCHEMA, Located, locate
 from .v1 import tensor_service_pb2
@@ -61,6 +61,7 @@ class TileBatch:
         pixels: ``pixels[i]`` is the (T, Z, C, H, W) block of row ``i`` in the view's dtype: one (N, T, Z, C, H, W) array where
             the stream is uniform, else a list of arrays. They lie in the received message, keep it alive, and are writable.
         timings: What the message cost the server, in microseconds.
+        beside: Of each image column that comes beside, the same regions' pixels, as ``pixels``.
     """
 
     first_position: int
@@ -69,6 +70,7 @@ class TileBatch:
     columns: Columns
     pixels: Array | list[Array]
     timings: tensor_service_pb2.ReadTilesTimings
+    beside: tuple[Array | list[Array], ...] = ()
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -94,6 +96,7 @@ class BatchReader:
         self._columns = {} if pixels_only else COLUMNS
         self.header: tensor_service_pb2.ReadTilesHeader | None = None
         self.format: BatchFormat | None = None
+        self._beside: list[BatchFormat] = []
         self.tiles = 0
         self.complete = False
         self._schema: pa.Schema = None
@@ -184,6 +187,12 @@ class BatchReader:
             raise BrokenStream("slabs came where none may")
         if header.slabs and not format.variable:
             raise BrokenStream("slabs came with a schema for whole tiles")
+        self._beside = [
+            BatchFormat.of_beside(self._schema, number, tuple(one.tile_shape), one.dtype)
+            for number, one in enumerate(header.beside)
+        ]
+        if header.slabs and self._beside:
+            raise BrokenStream("slabs came with other columns beside them")
         # The very columns we would write (their types are checked): then every buffer's place among the others is known.
         self._is_plain = self._schema.names == [*COLUMNS, PIXELS]
         self.header = header
@@ -205,15 +214,22 @@ class BatchReader:
         else:
             if found.compressed:
                 _check_sizes(message, end, found)
-            buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema)
-        rows = buffers.rows
+            buffers = _ArrowBuffers(pa.py_buffer(message).slice(at, end - at), self._schema, len(self._beside))
         columns = Columns(buffers, self._columns)
-        pixels: Array | list[Array]
-        if format.variable:
-            pixels = _blocks(format, buffers)
-        else:
-            pixels = buffers.values(_UNIFORM_DATA, format.dtype, (rows, *format.tile_shape))
-        return TileBatch(fields.first_position, fields.tile_count, fields.slab, columns, pixels, fields.timings)
+        beside = []
+        skip = _pixel_buffers(format)
+        for one in self._beside:
+            beside.append(_pixels(one, buffers, skip))
+            skip += _pixel_buffers(one)
+        return TileBatch(
+            fields.first_position,
+            fields.tile_count,
+            fields.slab,
+            columns,
+            _pixels(format, buffers),
+            fields.timings,
+            tuple(beside),
+        )
 
     def _follow(self, batch: TileBatch) -> None:
         """Check that the batch is what comes next, and count it."""
@@ -349,12 +365,12 @@ class _ArrowBuffers(_Buffers):
 
     __slots__ = ("_buffers",)
 
-    def __init__(self, data: pa.Buffer, schema: pa.Schema) -> None:
+    def __init__(self, data: pa.Buffer, schema: pa.Schema, beside: int = 0) -> None:
         batch = pa.ipc.read_record_batch(data, schema)
         batch.validate()
         self.rows = batch.num_rows
         self._buffers: list[Array] = []
-        for name in (*COLUMNS, PIXELS):
+        for name in (*COLUMNS, PIXELS, *map(beside_name, range(beside))):
             column = batch.column(name)
             if column.null_count or column.offset:
                 raise BrokenStream(f"column {name} holds nulls")
@@ -365,17 +381,29 @@ class _ArrowBuffers(_Buffers):
         return buffer, 0, buffer.size
 
 
-def _blocks(format: BatchFormat, buffers: _Buffers) -> list[Array]:
+def _pixel_buffers(format: BatchFormat) -> int:
+    """Number of buffers of a column of pixels."""
+    return 8 if format.variable else 3
+
+
+def _pixels(format: BatchFormat, buffers: _Buffers, skip: int = 0) -> Array | list[Array]:
+    """A column of pixels; ``skip`` buffers lie between the first one's place and its own."""
+    if format.variable:
+        return _blocks(format, buffers, skip)
+    return buffers.values(_UNIFORM_DATA + skip, format.dtype, (buffers.rows, *format.tile_shape))
+
+
+def _blocks(format: BatchFormat, buffers: _Buffers, skip: int) -> list[Array]:
     """The rows' blocks of a stream of variable shapes."""
     values, trailing = physical_dtype(format.dtype)
     rows, int32 = buffers.rows, np.dtype(np.int32)
     if not rows:
         return []
-    shapes = buffers.values(_VARIABLE_SHAPES, int32, (rows, 5 + len(trailing))).tolist()
-    ends = buffers.values(_VARIABLE_OFFSETS, int32, (rows + 1,)).tolist()
+    shapes = buffers.values(_VARIABLE_SHAPES + skip, int32, (rows, 5 + len(trailing))).tolist()
+    ends = buffers.values(_VARIABLE_OFFSETS + skip, int32, (rows + 1,)).tolist()
     blocks = []
     for shape, start, end in zip(shapes, ends, ends[1:], strict=False):
         if min(shape) < 0 or tuple(shape[5:]) != trailing or not 0 <= start <= end or math.prod(shape) != end - start:
             raise BrokenStream(f"a tile of shape {tuple(shape)} has {end - start} values")
-        blocks.append(buffers.values(_VARIABLE_DATA, format.dtype, tuple(shape[:5]), start * values.itemsize))
+        blocks.append(buffers.values(_VARIABLE_DATA + skip, format.dtype, tuple(shape[:5]), start * values.itemsize))
     return blocks

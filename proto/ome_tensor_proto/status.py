@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from ome_tensor import errors
 from ome_tensor.errors import OmeTensorError, Reason
 
-__all__ = ["DOMAIN", "STATUS_CODES", "from_rpc_error", "to_status"]
+__all__ = ["DOMAIN", "STATUS_CODES", "error_of_reason", "from_rpc_error", "to_status"]
 
 #: ``ErrorInfo.domain`` of every error of this contract.
 DOMAIN = "ome-tensor"
@@ -37,6 +37,7 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         Reason.LIMIT_EXCEEDED: grpc.StatusCode.OUT_OF_RANGE,
         Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Reason.REBALANCE: grpc.StatusCode.UNAVAILABLE,
+        Reason.NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
         Reason.NOT_SUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
         Reason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
         Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -64,6 +65,7 @@ _CLASS_OF_CODE: Mapping[grpc.StatusCode, type[OmeTensorError]] = MappingProxyTyp
         grpc.StatusCode.FAILED_PRECONDITION: errors.DatasetChanged,
         grpc.StatusCode.OUT_OF_RANGE: errors.LimitExceeded,
         grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+        grpc.StatusCode.PERMISSION_DENIED: errors.NotAllowed,
         grpc.StatusCode.UNIMPLEMENTED: errors.NotSupported,
         grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
@@ -112,6 +114,11 @@ def to_status(error: BaseException) -> grpc.Status:
         status.details.append(packed)
     result: grpc.Status = rpc_status.to_status(status)
     return result
+
+
+def error_of_reason(reason: str, message: str, field: str | None = None, value: str | None = None) -> OmeTensorError:
+    """The error of a reason, as it was raised in another process; a ServerError where the reason is none of the contract's."""
+    return _CLASSES.get(reason, errors.ServerError)(message, field=field, value=value)
 
 
 def from_rpc_error(rpc_error: grpc.RpcError) -> OmeTensorError:

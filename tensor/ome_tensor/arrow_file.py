@@ -12,7 +12,7 @@ from typing import IO
 import pyarrow as pa
 
 from .errors import InvalidRecord
-from .tables import LoadedTable, MappedFile, OpenedFile, first_line, split_columns
+from .tables import LoadedTable, MappedFile, OpenedFile, first_line, level_columns, split_columns
 
 __all__ = ["ArrowImages", "is_arrow", "is_arrow_file", "map_arrow_file"]
 
@@ -48,7 +48,7 @@ class ArrowImages:
         file: The file that was mapped, kept open.
         names: The image columns.
         others: Name and Arrow type of the other columns.
-        schema: The image columns' schema.
+        file_schema: The schema of all columns, those of pyramids' levels included.
 
     Raises:
         InvalidRecord: not a readable Arrow IPC file, none of its columns holds OME-Arrow images, or it is not the file that was expected; names
@@ -79,16 +79,17 @@ class ArrowImages:
             if descriptor is None:
                 os.close(opened)
         with self._readable():
-            schema = pa.ipc.open_file(pa.BufferReader(self._memory)).schema
-        self.names, self.others = split_columns(schema, path)
-        self.schema = pa.schema([schema.field(name) for name in self.names])
-        self._wanted = [number for number, name in enumerate(schema.names) if name in self.names]
+            reader = pa.ipc.open_file(pa.BufferReader(self._memory))
+            self.file_schema = reader.schema
+        self.names, self.others = split_columns(self.file_schema, path)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, MemoryError):
+                raise
             name = self.path.name
             raise InvalidRecord(f"{name} is not a readable Arrow file: {first_line(error)}", field="path", value=name) from error
 
@@ -96,37 +97,24 @@ class ArrowImages:
         # Of all columns: where only some are asked for, Arrow (as of 26) copies what it could point to.
         return pa.ipc.open_file(pa.BufferReader(self._memory))
 
-    @property
-    def is_mapped(self) -> bool:
-        """Whether all of it lies in the file, so that mapping it costs no memory. Decompresses one record batch at most."""
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The record batches of all columns, one at a time. Raises InvalidRecord where one cannot be read."""
         with self._readable():
             reader = self._reader()
-            return all(self._holds(reader.get_batch(number).select(self._wanted)) for number in range(reader.num_record_batches))
+            count = reader.num_record_batches
+        for number in range(count):
+            with self._readable():
+                batch = reader.get_batch(number)
+            yield batch
 
-    def _holds(self, batch: pa.RecordBatch) -> bool:
+    def holds(self, batch: pa.RecordBatch) -> bool:
+        """Whether all of a record batch lies in the file, so that mapping it costs no memory; else it was compressed."""
         file = self._memory
         return all(
             buffer is None or buffer.size == 0 or file.address <= buffer.address < file.address + file.size
             for column in batch.columns
             for buffer in column.buffers()
         )
-
-    def row_groups(self, file: IO[bytes]) -> Iterator[pa.Table]:
-        """The image columns, a record batch at a time, read from the open file into this process's memory: nothing is kept of one when the
-        next is asked for, and a file that somebody truncates meanwhile is an error where a mapping would end the process.
-
-        Raises:
-            InvalidRecord: one cannot be read.
-        """
-        with self._readable():
-            # What else the file holds need not be decompressed.
-            options = pa.ipc.IpcReadOptions(included_fields=self._wanted)
-            reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options)
-        for number in range(reader.num_record_batches):
-            with self._readable():
-                table = pa.Table.from_batches([reader.get_batch(number)])
-            yield table
-            del table
 
     def load(self, version: str) -> LoadedTable:
         """The images, as ``version``. Uncompressed buffers lie in the file; compressed ones are decompressed into memory.
@@ -135,14 +123,21 @@ class ArrowImages:
             InvalidRecord: they cannot be read.
         """
         with self._readable():
-            table = self._reader().read_all().select(self._wanted)
-        is_mapped = all(self._holds(batch) for batch in table.to_batches())
-        columns = {name: table.column(name) for name in self.names}
-        return LoadedTable(columns, self.others, table.num_rows, version, self.file if is_mapped else None)
+            table = self._reader().read_all()
+        is_mapped = all(self.holds(batch) for batch in table.to_batches())
+        return LoadedTable(
+            {name: table.column(name) for name in self.names},
+            self.others,
+            table.num_rows,
+            version,
+            self.file if is_mapped else None,
+            {name: levels for name in self.names if (levels := tuple(map(table.column, level_columns(self.file_schema, name))))},
+            table.select([name for name, _ in self.others]),
+        )
 
 
 def map_arrow_file(path: Path, version: str, descriptor: int | None = None) -> LoadedTable:
-    """The image columns of an Arrow IPC file, mapped; reads metadata only where they are not compressed.
+    """An Arrow IPC file, mapped; reads metadata only where it is not compressed.
 
     Args:
         path: The file.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .handoff import Device, DLPackTensor, to_torch, upload_each
+from .handoff import Device, DLPackTensor, export_tensor, to_cupy, to_torch, upload_each
 from .layout import AXES
 
-__all__ = ["BatchArray", "batch_in_layout", "batch_to_axes", "uploaded"]
+__all__ = ["BatchArray", "ImageBatch", "arrays_of", "batch_in_layout", "batch_to_axes", "uploaded", "with_arrays"]
+
+
+B = TypeVar("B", bound="BatchArray")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +48,14 @@ class BatchArray:
         """The pixels as a torch tensor on the same memory."""
         return to_torch(self._producer)
 
+    def to_cupy(self) -> Any:
+        """The pixels as a CuPy array on the same memory, which must be a CUDA device's. Raises InvalidArgument, MissingDependency."""
+        return to_cupy(self)
+
     def __dlpack__(self, **options: Any) -> Any:
-        return self._producer.__dlpack__(**options)
+        """A capsule, by DLPack 1.0's rules: see :meth:`.DLPackTensor.__dlpack__`, and :func:`.export_tensor` of a torch tensor."""
+        producer = self._producer
+        return producer.__dlpack__(**options) if isinstance(producer, DLPackTensor) else export_tensor(producer, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         device: tuple[int, int] = self._producer.__dlpack_device__()
@@ -58,18 +66,36 @@ class BatchArray:
         return DLPackTensor(self.array) if isinstance(self.array, np.ndarray) else self.array
 
 
-def uploaded(batches: Iterator[BatchArray], device: Device) -> Iterator[BatchArray]:
-    """The batches with their arrays on a CUDA device."""
-    ahead: deque[BatchArray] = deque()
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageBatch(BatchArray):
+    """Tiles (or windows) of many images. See :class:`BatchArray`; numbers are those of the enumeration of all images' tiles.
 
-    def arrays() -> Iterator[np.ndarray]:
-        for batch in batches:
-            # Its memory may go as soon as it has been staged; what is known of it waits here.
-            ahead.append(replace(batch, array=None))
-            yield batch.array
+    Attributes:
+        images: Of each tile which image of the set it is of, from 0. (N,)
+        rows: Of each tile its image's row in the dataset. (N,)
+        beside: By image column that comes beside, the same regions of its images: ``(N, <the view's layout>)``, where ``array`` is.
+    """
 
-    for tensor in upload_each(arrays(), device):
-        yield replace(ahead.popleft(), array=tensor)
+    images: np.ndarray
+    rows: np.ndarray
+    beside: dict[str, Any]
+
+
+def arrays_of(batch: BatchArray) -> list[Any]:
+    """All pixels of a batch: its own, and what comes beside."""
+    return [batch.array, *(batch.beside.values() if isinstance(batch, ImageBatch) else ())]
+
+
+def with_arrays(batch: B, arrays: Sequence[Any]) -> B:
+    """The same batch with other arrays, in the order of :func:`arrays_of`."""
+    if isinstance(batch, ImageBatch):
+        return replace(batch, array=arrays[0], beside=dict(zip(batch.beside, arrays[1:], strict=True)))
+    return replace(batch, array=arrays[0])
+
+
+def uploaded(batches: Iterator[B], device: Device) -> Iterator[B]:
+    """The batches with their arrays, and what comes beside, on a CUDA device."""
+    return upload_each(batches, device, arrays=arrays_of, rebuild=with_arrays)
 
 
 @cache

@@ -24,6 +24,7 @@ __all__ = [
     "InvalidSelection",
     "LimitExceeded",
     "MissingDependency",
+    "NotAllowed",
     "NotSupported",
     "OmeTensorError",
     "Overloaded",
@@ -46,6 +47,7 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     OVERLOADED = "OVERLOADED"
     REBALANCE = "REBALANCE"
+    NOT_ALLOWED = "NOT_ALLOWED"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     UNAVAILABLE = "UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -143,6 +145,12 @@ class Rebalance(OmeTensorError, ConnectionError):
     """Another worker of the same server has less to do: connect anew. A client does so by itself."""
 
     reason = Reason.REBALANCE
+
+
+class NotAllowed(OmeTensorError, PermissionError):
+    """The server's policy does not let this caller do that."""
+
+    reason = Reason.NOT_ALLOWED
 
 
 class NotSupported(OmeTensorError, NotImplementedError):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InvalidArgument
-from .handoff import DLPackTensor, check_device, parse_device, parse_mode, to_jax, to_torch, upload
+from .handoff import DLPackTensor, check_device, parse_device, parse_mode, to_cupy, to_jax, to_torch, upload
 from .iteration import TileIteration
 from .layout import apply_layout, to_axes
 
@@ -140,6 +140,10 @@ class TensorExports(TileIteration):
     def to_jax(self, *, device: str = "cpu", contiguous: bool = True, mode: str = "arrow") -> Any:
         """The view as a JAX array; arguments as in :meth:`to_dlpack`."""
         return to_jax(self.to_dlpack(device=device, contiguous=contiguous, mode=mode))
+
+    def to_cupy(self, *, device: str = "cuda", contiguous: bool = True, mode: str = "numpy") -> Any:
+        """The view as a CuPy array, which is on a CUDA device; arguments as in :meth:`to_dlpack`. Raises MissingDependency, too."""
+        return to_cupy(self.to_dlpack(device=device, contiguous=contiguous, mode=mode))
 
 
 def in_layout(array: np.ndarray, layout: str, contiguous: bool) -> np.ndarray:

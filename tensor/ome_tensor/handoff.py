@@ -7,20 +7,43 @@ with a consumer who asks for DLPack, and is flagged then; torch never gets it (:
 
 from __future__ import annotations
 
+import inspect
+import operator
 import re
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from . import staging
+from .cuda_edge import TorchCuda
 from .errors import DeviceUnavailable, InvalidArgument, MissingDependency
+from .staging import IN_FLIGHT_BYTES
 
-__all__ = ["DLPackTensor", "Device", "parse_device", "parse_mode", "to_jax", "to_torch", "upload", "upload_each"]
+__all__ = [
+    "DLPackTensor",
+    "Device",
+    "check_stream",
+    "export_tensor",
+    "parse_device",
+    "parse_mode",
+    "to_cupy",
+    "to_jax",
+    "to_torch",
+    "upload",
+    "upload_each",
+]
 
 _MODES = ("arrow", "numpy")
 _KDLCPU = (1, 0)
+_KDLCUDA = 2
+_PER_THREAD = 2
+
+#: Of pinned memory for a whole view, which goes through it in pieces: of a few MiB each, so that both copies are at their speed.
+_WHOLE_VIEW_BYTES = 64 << 20
+
 # NumPy speaks DLPack 1.0 (max_version, dl_device, copy, the read-only flag) from 2.1 on.
 _NUMPY_DLPACK_1 = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
 
@@ -152,65 +175,132 @@ def check_device(device: Device, mode: str) -> None:
 
 
 def upload(array: np.ndarray, device: Device) -> Any:
-    """One array on a CUDA device, as a torch tensor (itself a DLPack producer that minds streams)."""
-    return next(upload_each(iter([array]), device, depth=1))
+    """One array on a CUDA device, as a torch tensor (itself a DLPack producer that minds streams). A large one goes in pieces."""
+    return next(upload_each([array], device, max_bytes=_WHOLE_VIEW_BYTES))
 
 
-class _Slot:
-    """One pinned staging buffer and the event that says when its last copy is through."""
+def upload_each(
+    items: Iterable[Any],
+    device: Device,
+    depth: int = 2,
+    *,
+    max_bytes: int = IN_FLIGHT_BYTES,
+    arrays: Callable[[Any], list[Any]] = lambda item: [item],
+    rebuild: Callable[[Any, list[Any]], Any] = lambda _, tensors: tensors[0],
+) -> staging.Ahead:
+    """Items with their arrays as torch tensors on a CUDA device; see :func:`ome_tensor.staging.upload_each`.
 
-    def __init__(self, torch: Any) -> None:
-        self._torch = torch
-        self.event = torch.cuda.Event()
-        self._pinned = torch.empty(0, dtype=torch.uint8)
-
-    def stage(self, array: np.ndarray) -> Any:
-        """The array's values in pinned memory, as a torch tensor of its shape."""
-        self.event.synchronize()
-        if self._pinned.numel() < array.nbytes:
-            self._pinned = self._torch.empty(array.nbytes, dtype=self._torch.uint8, pin_memory=True)
-        staged = self._pinned.numpy()[: array.nbytes].view(array.dtype).reshape(array.shape)
-        np.copyto(staged, array)
-        return self._torch.from_numpy(staged)
-
-
-def upload_each(arrays: Iterator[np.ndarray], device: Device, depth: int = 2) -> Iterator[Any]:
-    """Arrays as torch tensors on a CUDA device: ``depth`` pinned buffers are reused, copies run on a side stream while the next array arrives.
-
-    Each tensor is ordered after its copy on the stream that is current where ``next()`` is called.
+    Raises:
+        DeviceUnavailable, MissingDependency, InvalidArgument: at the call.
     """
-    torch = _cuda(device)
-    where = torch.device(str(device))
-    with torch.cuda.device(where):
-        side = torch.cuda.Stream()
-        slots = [_Slot(torch) for _ in range(depth)]
-    pending: deque[tuple[Any, Any]] = deque()
-
-    def hand_over() -> Any:
-        tensor, event = pending.popleft()
-        current = torch.cuda.current_stream(where)
-        current.wait_event(event)
-        tensor.record_stream(current)
-        return tensor
-
-    for number, array in enumerate(arrays):
-        slot = slots[number % depth]
-        staged = slot.stage(array)
-        with torch.cuda.stream(side):
-            tensor = staged.to(where, non_blocking=True)
-            slot.event = torch.cuda.Event()
-            slot.event.record(side)
-        pending.append((tensor, slot.event))
-        if len(pending) >= depth:
-            yield hand_over()
-    while pending:
-        yield hand_over()
+    edge = TorchCuda(_cuda(device), str(device))
+    return staging.upload_each(items, edge, depth=depth, max_bytes=max_bytes, arrays=arrays, rebuild=rebuild)
 
 
 def to_torch(producer: Any) -> Any:
     """A torch tensor on the producer's memory; MissingDependency where torch is not installed."""
     torch = _import_torch()
     return producer if isinstance(producer, torch.Tensor) else torch.utils.dlpack.from_dlpack(producer)
+
+
+def to_cupy(producer: Any) -> Any:
+    """A CuPy array on the producer's memory, which must be a CUDA device's, ordered on CuPy's current stream.
+
+    Raises:
+        MissingDependency: CuPy is not installed.
+        InvalidArgument: the memory is not a CUDA device's.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingDependency("CuPy is not installed. Install it with: pip install cupy-cuda12x") from error
+    if producer.__dlpack_device__()[0] != _KDLCUDA:
+        raise InvalidArgument("CuPy's arrays are on CUDA devices: ask for device='cuda'", field="device", value="cpu")
+    return cupy.from_dlpack(producer)
+
+
+def check_stream(stream: object) -> int:
+    """A consumer's stream as DLPack says it of CUDA: ``None`` or 1, the legacy default stream; 2, the thread's; -1, no ordering wanted;
+    else a ``cudaStream_t``. https://dmlc.github.io/dlpack/latest/python_spec.html
+
+    Returns:
+        The same, said outright: of ``None`` 1, which some releases of torch take for -1.
+
+    Raises:
+        BufferError: 0, which is ambiguous, or what is no stream.
+    """
+    number = (
+        1 if stream is None else -2 if isinstance(stream, bool) or not hasattr(stream, "__index__") else operator.index(stream)
+    )
+    if number < -1 or number == 0:
+        raise BufferError(f"stream must be None, 1, 2, -1 or a cudaStream_t for a CUDA tensor, not {stream!r}")
+    return number
+
+
+def export_tensor(
+    tensor: Any,
+    *,
+    stream: Any = None,
+    max_version: tuple[int, int] | None = None,
+    dl_device: tuple[int, int] | None = None,
+    copy: bool | None = None,
+) -> Any:
+    """A capsule of a torch tensor by DLPack 1.0's rules, whatever release of torch made it (older ones know ``stream`` alone).
+
+    Args:
+        tensor: The tensor.
+        stream: As :func:`check_stream`, of a tensor on CUDA: what has been queued for the tensor on the stream that is current in torch is ordered
+            before what the consumer does on this one.
+        max_version: Of DLPack; an older capsule may be the answer.
+        dl_device: Its own, or the CPU: a copy there.
+        copy: ``True``: of memory of its own; ``False``: never.
+
+    Raises:
+        BufferError: what DLPack does not know as a stream; a device where it would have to be copied to otherwise, or may not be.
+        RuntimeError: ``stream`` is given, of memory of the CPU.
+    """
+    own = _device_of(tensor.__dlpack_device__())
+    if dl_device is not None and _device_of(dl_device) != own:
+        if copy is False or _device_of(dl_device) != _KDLCPU:
+            raise BufferError(
+                f"this tensor is on DLPack device {own}; it cannot be exported to {_device_of(dl_device)} (copy={copy})"
+            )
+        # Waits for what the current stream does; there is nothing for the consumer to wait for.
+        return export_tensor(tensor.cpu(), max_version=max_version)
+    options: dict[str, Any] = {}
+    with _current(tensor):
+        if copy:
+            tensor = tensor.clone()
+        if own[0] == _KDLCUDA:
+            number = check_stream(stream)
+            if number == _PER_THREAD:
+                # torch has no name for it: wait here, and leave nothing to order.
+                _finish(tensor)
+                number = -1
+            options["stream"] = number
+        elif stream is not None:
+            raise RuntimeError("a CPU tensor takes no stream")
+        if max_version is not None and "max_version" in inspect.signature(type(tensor).__dlpack__).parameters:
+            options["max_version"] = max_version
+        return tensor.__dlpack__(**options)
+
+
+def _device_of(device: Any) -> tuple[int, int]:
+    kind, index = device
+    return int(kind), int(index)
+
+
+def _current(tensor: Any) -> AbstractContextManager[Any]:
+    """With the tensor's device as torch's current one, whose streams are meant, and of whose tensors alone torch makes capsules."""
+    if not getattr(tensor, "is_cuda", False):
+        return nullcontext()
+    found: AbstractContextManager[Any] = _import_torch().cuda.device(tensor.device)
+    return found
+
+
+def _finish(tensor: Any) -> None:
+    """Wait until the current stream of the tensor's device has done all it was given."""
+    _import_torch().cuda.current_stream(tensor.device).synchronize()
 
 
 def to_jax(producer: Any) -> Any:

@@ -28,11 +28,14 @@ class PixelIndex:
         record: The record; its pixel buffers are referred to, not copied.
         meta: Its metadata, if already read.
         cache: Where decompressed chunks are kept.
+        blocks: Its blocks, at least one, where they do not lie in the record.
     """
 
-    def __init__(self, record: Record, meta: ImageMeta | None = None, cache: ChunkCache | None = None) -> None:
+    def __init__(
+        self, record: Record, meta: ImageMeta | None = None, cache: ChunkCache | None = None, blocks: Blocks | None = None
+    ) -> None:
         self.meta = meta or read_meta(record)
-        self.blocks: Blocks = find_blocks(record, self.meta, cache or ChunkCache())
+        self.blocks: Blocks = find_blocks(record, self.meta, cache or ChunkCache()) if blocks is None else blocks
         self._cells: np.ndarray | None = None
         self._block: tuple[int, ...] | None = None
         self._dense: np.ndarray | None = None
@@ -120,6 +123,49 @@ class PixelIndex:
         cuts = np.flatnonzero((np.diff(keys, axis=1) != 0).any(axis=0)) + 1
         groups = np.split(order, cuts)
         self._by_plane = {(int(blocks.t[g[0]]), int(blocks.c[g[0]])): g for g in groups}
+
+    def check(self) -> None:
+        """Look at every block: that each has as many values as its size, all of which fit the pixel type, and that together they are all of the
+        image's pixels, none twice. Decompresses each once.
+
+        Raises:
+            InvalidRecord: that is not so.
+        """
+        blocks = self.blocks
+        for block in range(len(blocks)):
+            blocks.array(block)
+            if not blocks.all_fit:
+                blocks.check_fit([block])
+        if self._cells is not None:
+            holes = np.argwhere(self._cells < 0)
+            if len(holes):
+                assert self._block is not None
+                t, c, z, y, x = (int(place) for place in holes[0])
+                self._missing(t, z * self._block[0], c, y * self._block[1], x * self._block[2])
+            return
+        assert self._by_plane is not None
+        for group in self._by_plane.values():
+            self._check_overlaps(group)
+        # Blocks lie inside the image, and none over another: then they are all of it where they have as many elements.
+        stored = sum(map(math.prod, zip(blocks.nz.tolist(), blocks.ny.tolist(), blocks.nx.tolist(), strict=True)))
+        if stored != math.prod(self.meta.extent):
+            raise InvalidRecord(
+                f"{blocks.what} are missing: those stored have {stored} of the image's {math.prod(self.meta.extent)} pixels",
+                field=blocks.what,
+            )
+
+    def _check_overlaps(self, group: np.ndarray) -> None:
+        """InvalidRecord where two blocks of a group, which have one t and c, have pixels in common."""
+        blocks = self.blocks
+        begins = np.stack([blocks.z[group], blocks.y[group], blocks.x[group]])
+        ends = begins + np.stack([blocks.nz[group], blocks.ny[group], blocks.nx[group]])
+        for place in range(len(group) - 1):
+            meet = (begins[:, place + 1 :] < ends[:, place, None]) & (ends[:, place + 1 :] > begins[:, place, None])
+            if meet.all(axis=0).any():
+                raise InvalidRecord(
+                    f"{blocks.what} overlap: {blocks.name(int(group[place]))} covers pixels that another one has stored too",
+                    field=blocks.what,
+                )
 
     # -- reading -------------------------------------------------------------------------------------------------------------------
 

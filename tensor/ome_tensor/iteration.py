@@ -21,7 +21,7 @@ from .plan import ResolvedPlan
 from .selection import Selection
 from .tiling import Edge, Order, Tile, TileSequence, Tiling, check_seed, positive
 
-__all__ = ["TileArray", "TileIteration"]
+__all__ = ["ImageTileArray", "TileArray", "TileIteration", "order_of", "prefetch_of", "tiling_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,21 @@ class TileArray:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return DLPackTensor(self.array).__dlpack_device__()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTileArray(TileArray):
+    """A tile of one of many images. See :class:`TileArray`; its number is that in the enumeration of all images' tiles.
+
+    Attributes:
+        image: Which image of the set it is of, from 0.
+        row: The image's row in the dataset.
+        beside: By image column that comes beside, the same region of its image, in the view's layout.
+    """
+
+    image: int
+    row: int
+    beside: dict[str, np.ndarray]
 
 
 class TileIteration(ABC):
@@ -157,9 +172,9 @@ class TileIteration(ABC):
         Raises:
             InvalidArgument: naming the argument and its value.
         """
-        tiling = _tiles_of(tile_size, edge, pad)
-        order = _order(shuffle, seed, shard, start)
-        found = self._tiles(self._fitting(tiling), order, contiguous=contiguous, prefetch=_prefetch(prefetch), arrow=False)
+        tiling = tiling_of(tile_size, edge, pad)
+        order = order_of(shuffle, seed, shard, start)
+        found = self._tiles(self._fitting(tiling), order, contiguous=contiguous, prefetch=prefetch_of(prefetch), arrow=False)
         return (
             TileArray(array, tile.number, tile.position, tile.origin, (len(tile.selection.z), tile.selection.h, tile.selection.w))
             for tile, array in found
@@ -203,8 +218,8 @@ class TileIteration(ABC):
                 f"edge must be drop or pad, not {edge!r}: a batch has tiles of one shape", field="edge", value=edge
             )
         return self._in_batches(
-            _tiles_of(tile_size, edge, pad),
-            _order(shuffle, seed, shard, start),
+            tiling_of(tile_size, edge, pad),
+            order_of(shuffle, seed, shard, start),
             batch_size,
             drop_last,
             prefetch,
@@ -245,13 +260,15 @@ class TileIteration(ABC):
         if edge not in ("error", "pad"):
             raise InvalidArgument(f"edge must be error or pad, not {edge!r}", field="edge", value=edge)
         tiling = Tiling.windows(origins, size, "pad" if edge == "pad" else "clip", pad)
-        return self._in_batches(tiling, _order(shuffle, seed, shard, start), batch_size, drop_last, prefetch, device, contiguous)
+        return self._in_batches(
+            tiling, order_of(shuffle, seed, shard, start), batch_size, drop_last, prefetch, device, contiguous
+        )
 
     def _in_batches(
         self, tiling: Tiling, order: Order, batch_size: int, drop_last: bool, prefetch: int, device: str, contiguous: bool
     ) -> Iterator[BatchArray]:
         size = positive(batch_size, "batch_size", "batch_size must be > 0")
-        where, depth = parse_device(device), _prefetch(prefetch)
+        where, depth = parse_device(device), prefetch_of(prefetch)
         check_device(where, "numpy")
         found = self._batches(self._fitting(tiling), order, size, contiguous=contiguous, prefetch=depth)
         if drop_last:
@@ -262,7 +279,7 @@ class TileIteration(ABC):
         self, tiling: Tiling, shuffle: bool, seed: int | None, prefetch: int, device: str, contiguous: bool, mode: str
     ) -> Iterator[Any]:
         where, mode = parse_device(device), parse_mode(mode)
-        depth = _prefetch(prefetch)
+        depth = prefetch_of(prefetch)
         order = Order(bool(shuffle), check_seed(seed))
         check_device(where, mode)
         found = self._tiles(self._fitting(tiling), order, contiguous=contiguous, prefetch=depth, arrow=mode == "arrow")
@@ -284,12 +301,14 @@ class TileIteration(ABC):
         return tiling
 
 
-def _tiles_of(tile_size: Any, edge: Edge, pad: float) -> Tiling:
+def tiling_of(tile_size: Any, edge: Edge, pad: float) -> Tiling:
+    """Tiles of ``(h, w)`` or ``(z, h, w)``. Raises InvalidArgument."""
     entries = len(tile_size) if hasattr(tile_size, "__len__") else 0
     return Tiling.tiles_3d(tile_size, edge, pad) if entries == 3 else Tiling.tiles(tile_size, edge, pad)
 
 
-def _order(shuffle: bool, seed: int | None, shard: object, start: object) -> Order:
+def order_of(shuffle: bool, seed: int | None, shard: object, start: object) -> Order:
+    """The order that a caller's arguments mean. Raises InvalidArgument, naming the argument."""
     if not isinstance(shard, (tuple, list)) or len(shard) != 2:
         raise InvalidArgument(f"shard must be (index, count), not {shard!r}", field="shard", value=shard)
     index, count = (_count(value, "shard") for value in shard)
@@ -302,7 +321,8 @@ def _count(value: object, name: str) -> int:
     return operator.index(value)
 
 
-def _prefetch(prefetch: object) -> int:
+def prefetch_of(prefetch: object) -> int:
+    """A number of items to read ahead. Raises InvalidArgument."""
     depth = _count(prefetch, "prefetch")
     if depth < 0:
         raise InvalidArgument(f"prefetch must be >= 0: {prefetch}", field="prefetch", value=prefetch)

@@ -27,12 +27,17 @@ class ChunkCache:
     Args:
         max_bytes: Bound on the bytes kept. A chunk larger than this is decompressed anew each time.
         max_chunk_bytes: Largest chunk that is decompressed at all, or ``None``: a few stored bytes can claim to be any size.
+
+    Attributes:
+        nbytes: Bytes kept.
+        hits, misses: How often a chunk was there, and how often one had to be decompressed.
     """
 
     def __init__(self, max_bytes: int = 64 << 20, max_chunk_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
         self.max_chunk_bytes = max_chunk_bytes
         self.nbytes = 0
+        self.hits = self.misses = 0
         self._entries: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._owners = itertools.count()
@@ -53,11 +58,13 @@ class ChunkCache:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
+                self.hits += 1
             return entry
 
     def put(self, key: tuple[int, int], chunk: np.ndarray) -> None:
         """Keep a chunk, forgetting old ones to stay inside the bound."""
         with self._lock:
+            self.misses += 1
             if chunk.nbytes > self.max_bytes or key in self._entries:
                 return
             self._entries[key] = chunk

@@ -24,6 +24,10 @@ class Pixels(Protocol):
 
     meta: ImageMeta
 
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """Dtype of what :meth:`flat_values` gives, where all blocks share one; ``None`` where they do not, or only reading them can tell."""
+
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """Write the selection's pixels into ``out``, a writable TZCYX array of the selection's shape, cast as ``numpy.astype`` does.
 
@@ -53,6 +57,11 @@ class LoadedPlanes:
         self.meta = meta
         self._load = load
         self._stored = stored
+
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """See :attr:`Pixels.stored_dtype`."""
+        return self._stored().stored_dtype
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """See :meth:`Pixels.gather`."""
@@ -89,6 +98,11 @@ class DensePixels:
         self._beyond = beyond
         # Of an index selected twice either copy will do: they are equal.
         self._places = [{index: place for place, index in enumerate(axis)} for axis in (selection.t, selection.z, selection.c)]
+
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """See :attr:`Pixels.stored_dtype`."""
+        return self._beyond.stored_dtype
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """See :meth:`Pixels.gather`."""
@@ -137,6 +151,11 @@ class StoredPixels:
                     self._record = None
                 index = self._index
         return index
+
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """See :attr:`Pixels.stored_dtype`."""
+        return self.index.stored_dtype
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """See :meth:`Pixels.gather`."""

@@ -75,6 +75,16 @@ class Prefetcher(Iterator[T]):
             raise error
         raise StopIteration
 
+    @property
+    def ready(self) -> int:
+        """Number of items that lie ready."""
+        return len(self._shared.ready)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is still there: after :meth:`close`, where its source does not let go of it."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread and forget what was read ahead; further ``next()`` gives StopIteration."""
         self._close()

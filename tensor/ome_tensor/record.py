@@ -20,10 +20,10 @@ from .errors import InvalidArgument, InvalidRecord
 from .pixel_types import dtype_of_pixel_type
 from .selection import ChunkGrid, Extent
 
-__all__ = ["Channel", "ImageMeta", "Record", "first_record", "read_meta"]
+__all__ = ["LARGEST_SIZE", "Channel", "ImageMeta", "Record", "first_record", "read_meta"]
 
 #: OME-Arrow's sizes are int32.
-_LARGEST_SIZE = 2**31 - 1
+LARGEST_SIZE = 2**31 - 1
 
 #: One record: a mapping of Python objects, or Arrow's scalar (a mapping too, whose values are Arrow scalars).
 Record: TypeAlias = "Mapping[str, Any] | pa.StructScalar"
@@ -171,9 +171,9 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
         size = int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         size = 0
-    if size > _LARGEST_SIZE:
+    if size > LARGEST_SIZE:
         raise InvalidRecord(
-            f"{axis} size is too large: pixels_meta.size_{axis} is {value!r}, at most {_LARGEST_SIZE}",
+            f"{axis} size is too large: pixels_meta.size_{axis} is {value!r}, at most {LARGEST_SIZE}",
             field=f"pixels_meta.size_{axis}",
             value=value,
         )
@@ -187,9 +187,9 @@ def _size(pixels: Mapping[str, Any], axis: str) -> int:
 def _grid(grid: Mapping[str, Any]) -> ChunkGrid | None:
     y, x, z, c, t = (_integer(grid.get(f"chunk_{axis}")) for axis in "yxzct")
     # Sizes that are not positive stay, for the error of whoever counts in them.
-    if y is None or x is None or max(y, x) > _LARGEST_SIZE:
+    if y is None or x is None or max(y, x) > LARGEST_SIZE:
         return None
-    return ChunkGrid(y, x, *(1 if size is None or size > _LARGEST_SIZE else size for size in (z, c, t)))
+    return ChunkGrid(y, x, *(1 if size is None or size > LARGEST_SIZE else size for size in (z, c, t)))
 
 
 def _channel(entry: Mapping[str, Any]) -> Channel:

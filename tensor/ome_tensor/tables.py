@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import os
-import threading
 import weakref
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from .blocks import ChunkCache
-from .errors import DatasetChanged, ImageNotFound, InvalidRecord
+from .columns import Column, ImageColumn
+from .errors import DatasetChanged, ImageNotFound, InvalidArgument, InvalidRecord
 from .keys import format_key
-from .listing import ImageInfo
-from .pixels import StoredPixels
+from .listing import ImageInfo, Level
+from .pixels import Pixels
 
 __all__ = [
+    "LEVEL",
+    "LEVEL_OF",
     "Image",
     "ImageTable",
     "LoadedTable",
@@ -30,11 +30,15 @@ __all__ = [
     "digest",
     "first_line",
     "is_image_type",
+    "level_columns",
     "split_columns",
 ]
 
-#: Indexes kept for each image column. An index costs about 100 bytes a chunk; a table of single cells has many small images.
-_INDEXES_KEPT = 4096
+#: Images that are remembered by their keys.
+_IMAGES_KEPT = 16_384
+
+#: Metadata of a field of an Arrow file that is no image column of its own: which level of which column's pyramids it holds.
+LEVEL, LEVEL_OF = b"ome_tensor.level", b"ome_tensor.level_of"
 
 
 class OpenedFile:
@@ -113,6 +117,9 @@ class LoadedTable:
         rows: Number of rows.
         version: Digest of the source file's bytes: the same file is the same version on every server and after every restart.
         file: What ``images`` are mapped from; ``None`` where they are in this process's own memory.
+        levels: For an image column whose source has pyramids: their levels from 1 on, each with as many rows; null where an image has no such level.
+        metadata: The other columns, ``rows`` rows each; without columns where they are not kept. ``others`` says what they are in the source, which
+            may be another type than they have here.
     """
 
     images: dict[str, pa.ChunkedArray]
@@ -120,11 +127,23 @@ class LoadedTable:
     rows: int
     version: str
     file: MappedFile | None = None
+    levels: Mapping[str, tuple[pa.ChunkedArray, ...]] = field(default_factory=dict)
+    metadata: pa.Table | None = None
+
+    def without_images(self) -> LoadedTable:
+        """The same table without its image columns."""
+        return replace(self, images={}, levels={})
+
+    def unnamed(self, others: tuple[tuple[str, str], ...]) -> LoadedTable:
+        """The same table, of a file that nobody else can open, and with the other columns' types as they are in the source."""
+        return replace(self, file=None, others=others)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image columns in memory; mapped ones count, since they occupy the page cache."""
-        return sum(column.nbytes for column in self.images.values())
+        """Bytes of all columns in memory; mapped ones count, since they occupy the page cache."""
+        images = sum(column.nbytes for column in self.images.values())
+        levels = sum(level.nbytes for column in self.levels.values() for level in column)
+        return int(images + levels) + (0 if self.metadata is None else self.metadata.nbytes)
 
 
 def digest(file: BufferedReader) -> str:
@@ -147,16 +166,35 @@ def is_image_type(kind: pa.DataType) -> bool:
     )
 
 
+def level_columns(schema: pa.Schema, of: str) -> list[str]:
+    """Names of the columns that hold the levels of an image column's pyramids, from level 1 on."""
+    found = {}
+    for column in schema:
+        kept = column.metadata or {}
+        if kept.get(LEVEL_OF) == of.encode() and kept.get(LEVEL, b"").isdigit():
+            found[int(kept[LEVEL])] = column.name
+    return [found[level] for level in sorted(found)]
+
+
 def split_columns(schema: pa.Schema, path: Path) -> tuple[list[str], tuple[tuple[str, str], ...]]:
-    """Names of the columns that hold images, and name and Arrow type of the others. Raises InvalidRecord where none does."""
-    names = [field.name for field in schema if is_image_type(field.type)]
+    """Names of the columns that hold images, and name and Arrow type of the others; columns of pyramids' levels are neither.
+
+    Raises:
+        InvalidRecord: none holds images, or two columns have one name.
+    """
+    levels = {field.name for field in schema if LEVEL_OF in (field.metadata or {})}
+    names = [field.name for field in schema if is_image_type(field.type) and field.name not in levels]
     if not names:
         raise InvalidRecord(
             f"{path.name} has no OME-Arrow image column; its columns are: {', '.join(schema.names) or 'none'}",
             field="path",
             value=path.name,
         )
-    return names, tuple((field.name, str(field.type)) for field in schema if field.name not in names)
+    twice = [name for name in schema.names if schema.names.count(name) > 1] if len(set(schema.names)) < len(schema.names) else []
+    if twice:
+        raise InvalidRecord(f"{path.name} has two columns named {twice[0]!r}", field="path", value=path.name)
+    others = [field for field in schema if field.name not in names and field.name not in levels]
+    return names, tuple((field.name, str(field.type)) for field in others)
 
 
 def first_line(error: BaseException) -> str:
@@ -172,68 +210,22 @@ class Image:
         dataset: The table it is in.
         key: Its canonical key.
         column, row: The key's parts.
-        pixels: Its pixels, indexed when first read.
+        pixels: Its pixels, indexed when first read: those of its pyramid's ``level``.
+        level: Of its pyramid; 0 for full resolution.
     """
 
     dataset: ImageTable
     key: str
     column: str
     row: int
-    pixels: StoredPixels
+    pixels: Pixels
+    level: int = 0
 
     @property
     def info(self) -> ImageInfo:
         """What is said of it to a client."""
-        return ImageInfo(self.key, self.dataset.name, self.column, self.row, self.pixels.meta)
-
-
-class ImageColumn:
-    """One column of OME-Arrow records.
-
-    Args:
-        array: The records.
-        cache: Where decompressed chunks are kept.
-    """
-
-    def __init__(self, array: pa.ChunkedArray, cache: ChunkCache | None) -> None:
-        self._chunks: list[pa.StructArray] = array.chunks
-        self._starts: list[int] = []
-        rows = 0
-        for chunk in self._chunks:
-            self._starts.append(rows)
-            rows += len(chunk)
-        self.image_count = rows - array.null_count
-        self.row_count = rows
-        self._cache = cache
-        self._indexes: OrderedDict[int, StoredPixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def record(self, row: int) -> pa.StructScalar:
-        """The record at a row that exists; may be null."""
-        chunk = bisect.bisect_right(self._starts, row) - 1
-        return self._chunks[chunk][row - self._starts[chunk]]
-
-    def pixels(self, row: int) -> StoredPixels:
-        """The pixels at a row that holds an image. Raises InvalidRecord where its metadata is damaged."""
-        with self._lock:
-            pixels = self._indexes.get(row)
-            if pixels is None:
-                pixels = self._indexes[row] = StoredPixels(self.record(row), self._cache)
-                if len(self._indexes) > _INDEXES_KEPT:
-                    self._indexes.popitem(last=False)
-            else:
-                self._indexes.move_to_end(row)
-            return pixels
-
-    def is_valid(self) -> np.ndarray:
-        """For each row, whether it holds an image."""
-        return np.concatenate([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in self._chunks])
-
-    def only_row(self) -> int | None:
-        """The row of the only image, or ``None`` where there are several or none."""
-        if self.image_count != 1:
-            return None
-        return int(np.argmax(self.is_valid()))
+        levels = self.dataset.levels(self.column, self.row)
+        return ImageInfo(self.key, self.dataset.name, self.column, self.row, self.pixels.meta, levels=levels)
 
 
 class ImageTable:
@@ -243,19 +235,28 @@ class ImageTable:
         name: The dataset's name.
         table: Its image columns.
         cache: Where decompressed chunks are kept.
+        columns: The image columns themselves, where they are not in ``table``: those of a dataset that is served in place.
 
     Attributes:
         name, version: The dataset's.
         file: What it is mapped from, or ``None``.
+        rows: Number of rows.
         columns: The image columns by name.
+        metadata: The other columns, or ``None`` where they are not kept.
     """
 
-    def __init__(self, name: str, table: LoadedTable, cache: ChunkCache | None = None) -> None:
+    def __init__(
+        self, name: str, table: LoadedTable, cache: ChunkCache | None = None, columns: Mapping[str, Column] | None = None
+    ) -> None:
         self.name = name
         self.version = table.version
         self.file = table.file
-        self.columns = {column: ImageColumn(array, cache) for column, array in table.images.items()}
-        self._found: dict[tuple[str | None, int | None], Image] = {}
+        self.rows = table.rows
+        self.metadata = table.metadata
+        self.columns: dict[str, Column] = dict(columns or {})
+        for column, array in table.images.items():
+            self.columns[column] = ImageColumn(array, cache, table.levels.get(column, ()))
+        self._found: dict[tuple[str | None, int | None, int], Image] = {}
 
     def check_unchanged(self) -> None:
         """Check that the pixels still are this version's: to be called before a read, and before its file is named to anybody. One fstat.
@@ -276,7 +277,7 @@ class ImageTable:
                 value=self.name,
             )
 
-    def column(self, name: str | None) -> tuple[str, ImageColumn]:
+    def column(self, name: str | None) -> tuple[str, Column]:
         """The named image column, or the only one. Raises ImageNotFound."""
         if name is None:
             if len(self.columns) > 1:
@@ -293,17 +294,36 @@ class ImageTable:
             )
         return name, self.columns[name]
 
-    def image(self, column: str | None, row: int | None) -> Image:
-        """One image. Raises ImageNotFound, or InvalidRecord where its metadata is damaged."""
-        found = self._found.get((column, row))
+    def image(self, column: str | None, row: int | None, level: int = 0) -> Image:
+        """One image.
+
+        Raises:
+            ImageNotFound: there is none.
+            InvalidRecord: its metadata is damaged.
+            InvalidArgument: it has no such level.
+        """
+        found = self._found.get((column, row, level))
         if found is None:
-            found = self._look_up(column, row)
-            if len(self._found) >= _INDEXES_KEPT:
-                self._found.clear()
-            self._found[column, row] = found
+            found = self._look_up(column, row, level)
+            if self._may_keep(found):
+                if len(self._found) >= _IMAGES_KEPT:
+                    self._found.clear()
+                self._found[column, row, level] = found
         return found
 
-    def _look_up(self, column: str | None, row: int | None) -> Image:
+    def _may_keep(self, image: Image) -> bool:
+        """Whether an image may be kept for the next who asks: its pixels are where they are for as long as this is."""
+        return True
+
+    def forget(self) -> None:
+        """Let go of what refers to itself in a circle: it leaves memory with its last reader, and not when somebody collects garbage."""
+        self._found.clear()
+
+    def levels(self, column: str, row: int) -> tuple[Level, ...]:
+        """The levels of an image's pyramid, the image itself first."""
+        return self.columns[column].levels(row)
+
+    def _look_up(self, column: str | None, row: int | None, level: int) -> Image:
         name, images = self.column(column)
         if row is None:
             row = images.only_row()
@@ -314,7 +334,7 @@ class ImageTable:
                     field="key",
                     value=self.name,
                 )
-        if row >= images.row_count or not images.record(row).is_valid:
+        if row >= images.row_count or not images.is_image(row):
             why = (
                 f"it has rows 0 to {images.row_count - 1}"
                 if row >= images.row_count
@@ -325,4 +345,14 @@ class ImageTable:
                 field="key",
                 value=format_key(self.name, name, row),
             )
-        return Image(self, format_key(self.name, name, row), name, row, images.pixels(row))
+        pixels = images.pixels(row) if level == 0 else self._level(name, row, level)
+        return Image(self, format_key(self.name, name, row), name, row, pixels, level)
+
+    def _level(self, column: str, row: int, level: int) -> Pixels:
+        """The pixels of a level above 0. Raises InvalidArgument where there is none."""
+        last = len(self.levels(column, row)) - 1
+        if level > last:
+            raise InvalidArgument(
+                f"{format_key(self.name, column, row)} has levels 0 to {last}, not {level}", field="pyramid_level", value=level
+            )
+        return self.columns[column].pixels(row, level)

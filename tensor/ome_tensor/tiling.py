@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ import numpy as np
 
 from .errors import InvalidArgument
 from .selection import Indices, Selection, compact
+from .tile import Edge, Tile, centred_tile, grid_tile
 from .windows import MAX_SIZE, Origins, PlacedWindows
 
-__all__ = ["MAX_SEED", "Order", "Tile", "TileSequence", "Tiling", "check_seed"]
+__all__ = ["MAX_SEED", "Edge", "Order", "OrderedTiles", "Tile", "TileSequence", "Tiling", "check_seed"]
 
-TilingKind: TypeAlias = Literal["whole", "time_batches", "tiles", "tiles_3d", "windows"]
-Edge: TypeAlias = Literal["clip", "pad", "drop"]
+TilingKind: TypeAlias = Literal["whole", "time_batches", "tiles", "tiles_3d", "windows", "centred"]
 
 EDGES: tuple[Edge, ...] = ("clip", "pad", "drop")
 
@@ -66,7 +67,8 @@ class Tiling:
 
     Attributes:
         kind: ``whole``: one tile; ``time_batches``: ``t`` time indices each; ``tiles``: ``h`` x ``w`` pixels with all t, z, c;
-            ``tiles_3d``: ``z`` x ``h`` x ``w`` for one t with all c; ``windows``: one size at listed origins, with all c.
+            ``tiles_3d``: ``z`` x ``h`` x ``w`` for one t with all c; ``windows``: one size at listed origins, with all c; ``centred``: one window of
+            ``z`` (0: all) x ``h`` x ``w`` in the middle, with all t and c.
         t, z, h, w: Sizes in elements, as far as the kind uses them. Windows at ``(y, x)`` have all t and z, and 0 here.
         edge: What happens to tiles that stick out: ``clip`` them, ``pad`` them to full size, or ``drop`` them. Time batches cannot be padded;
             windows are padded or, with ``clip``, refused where one sticks out.
@@ -133,7 +135,18 @@ class Tiling:
         return cls("tiles_3d", z=z, h=h, w=w, edge=edge, pad=pad)
 
     @classmethod
-    def windows(cls, origins: object, size: object, edge: Edge = "clip", pad: float = 0) -> Tiling:
+    def centred(cls, size: object, edge: Edge = "pad", pad: float = 0) -> Tiling:
+        """One window of ``(h, w)`` pixels, or of ``(z, h, w)``, in the middle of the view: a smaller view is filled up, clipped, or dropped."""
+        count = len(size) if isinstance(size, (Sequence, np.ndarray)) and not isinstance(size, (str, bytes)) else 0
+        entries = _sizes(
+            size, 3 if count == 3 else 2, "centred", "centred must be (h, w) or (z, h, w)", "centred entries must be positive"
+        )
+        if max(entries) > MAX_SIZE:
+            raise InvalidArgument(f"centred entries must be below 2**31: {max(entries)}", field="centred", value=max(entries))
+        return cls("centred", z=entries[0] if len(entries) == 3 else 0, h=entries[-2], w=entries[-1], edge=edge, pad=pad)
+
+    @classmethod
+    def windows(cls, origins: object, size: object, edge: Edge = "clip", pad: float = 0, images: object = None) -> Tiling:
         """Windows of one size at listed origins, in image coordinates.
 
         Args:
@@ -141,8 +154,9 @@ class Tiling:
             size: ``(h, w)``; with (N, 4) origins also ``(z, h, w)`` or ``(t, z, h, w)``, otherwise of one t and one z.
             edge: ``clip``: every window must lie inside the view; ``pad``: it may stick out along z, y and x.
             pad: The value to pad with.
+            images: Of a read of several images, which one each window is of, from 0; ``None``: all of the first.
         """
-        listed = Origins.of(origins)
+        listed = Origins.of(origins, images)
         form = "size must be (h, w)" if listed.planar else "size must be (h, w), (z, h, w) or (t, z, h, w)"
         count = len(size) if isinstance(size, (Sequence, np.ndarray)) else 0
         wanted = count if count in ((2,) if listed.planar else (2, 3, 4)) else 2
@@ -168,6 +182,7 @@ class Order:
         seed: uint64; ``None`` with ``shuffle`` means a fresh random order.
         shard_index, shard_count: This reader gets every ``shard_count``-th tile of the order, from ``shard_index`` on.
         start: Tiles of this reader's part to skip (resume).
+        spans: ``(first, count, stride)``: the positions of the order that this reader gets instead of a shard, one span after the other.
     """
 
     shuffle: bool = False
@@ -175,8 +190,16 @@ class Order:
     shard_index: int = 0
     shard_count: int = 1
     start: int = 0
+    spans: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.spans and (self.shard_count, self.shard_index) != (1, 0):
+            raise InvalidArgument("an order has spans or a shard, not both", field="spans", value=self.spans[0])
+        for span in self.spans:
+            if min(span[:2]) < 0 or span[2] < 1:
+                raise InvalidArgument(
+                    f"a span is (first, count, stride) from 0, stride from 1, not {span}", field="spans", value=span
+                )
         if self.shard_count < 1:
             raise InvalidArgument(
                 f"shard_count must be positive: {self.shard_count}", field="shard_count", value=self.shard_count
@@ -189,57 +212,120 @@ class Order:
             raise InvalidArgument(f"start must be >= 0: {self.start}", field="start", value=self.start)
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One block of a view.
+class OrderedTiles(Sequence[Tile]):
+    """The tiles of a read in its order: ``len()``, indexing by position and iteration, computed on demand.
 
     Attributes:
-        position: Where it stands in this read, from 0; what a resume counts.
-        number: Its number in the row-major enumeration after the edge policy; the same in every order and shard.
-        selection: Its pixels, in image coordinates, clipped to the view.
-        shape: (T, Z, C, H, W) as delivered: the selection's, or the full size where padded.
-        inset: Where along Z, Y and X of the delivered block the pixels begin: not at 0 only in a window that begins before the view.
-        listed: A window's origin as it was listed; ``None`` of other tiles.
+        order: Row-major or shuffled, shard or spans, start.
+        tiling: How the views are cut.
+        total: Number of tiles in the enumeration after the edge policy, over all shards.
+        uniform: Whether every tile of the enumeration has the same delivered shape.
     """
 
-    position: int
-    number: int
-    selection: Selection
-    shape: tuple[int, int, int, int, int]
-    inset: tuple[int, int, int] = (0, 0, 0)
-    listed: tuple[int, int, int, int] | None = None
+    order: Order
+    tiling: Tiling
+    total: int
+    uniform: bool
+
+    def _arrange(self, order: Order, total: int) -> None:
+        """Set the order of so many tiles. Raises InvalidArgument where a span leads beyond their end."""
+        self.order, self.total = order, total
+        # Made when the first tile is asked for: counting tiles, or refusing them, needs no order.
+        self._shuffled: Sequence[int] | None = None
+        self._spans: np.ndarray | None = None
+        if order.spans:
+            spans = np.array(order.spans, object)
+            last = spans[:, 0] + (spans[:, 1] - 1) * spans[:, 2]
+            for span, end in zip(order.spans, last.tolist(), strict=True):
+                if span[1] and end >= total:
+                    raise InvalidArgument(
+                        f"span {span} leads to position {end} of an order of {total} tiles", field="spans", value=span
+                    )
+            self._spans = np.concatenate([spans, np.cumsum(spans[:, 1:2], axis=0)], axis=1).astype(np.int64)
+            self._length = max(0, int(self._spans[-1, 3]) - order.start)
+            return
+        in_shard = max(0, -(-(total - order.shard_index) // order.shard_count))
+        self._length = max(0, in_shard - order.start)
 
     @property
-    def origin(self) -> tuple[int, int, int, int]:
-        """``(t, z, y, x)`` of the delivered block's first element, in image coordinates; -1 on an axis with nothing selected."""
-        if self.listed is not None:
-            return self.listed
-        s = self.selection
-        return (s.t[0] if s.t else -1), (s.z[0] if s.z else -1), s.y, s.x
+    def _permutes(self) -> bool:
+        """Whether a shuffle is one of the tiles' numbers."""
+        return True
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        position = self.order.start + index
+        if self._spans is None:
+            place = self.order.shard_index + position * self.order.shard_count
+        else:
+            place = int(self._places(np.array([position]))[0])
+        return self.tile(place if self._permuted is None else self._permuted[place], position)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return map(self.__getitem__, range(self._length))
+
+    def _places(self, positions: np.ndarray) -> np.ndarray:
+        """Where in the whole order this reader's positions stand."""
+        if self._spans is None:
+            return self.order.shard_index + positions * self.order.shard_count
+        first, counts, stride, ends = self._spans.T
+        span = np.searchsorted(ends, positions, side="right")
+        places: np.ndarray = first[span] + (positions - (ends - counts)[span]) * stride[span]
+        return places
 
     @property
-    def is_padded(self) -> bool:
-        """Whether the delivered block is larger than its pixels."""
-        return self.shape != self.selection.shape
+    def _permuted(self) -> Sequence[int] | None:
+        """The order of the tiles' numbers, where it is not that of the enumeration."""
+        if self._shuffled is None and self.order.shuffle and self._permutes:
+            self._shuffled = permutation(self.total, self.order.seed)
+        return self._shuffled
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """The numbers of up to ``count`` tiles from index ``first`` on: what their :attr:`Tile.number` are."""
+        start = self.order.start
+        places = self._places(np.arange(start + first, start + min(first + count, self._length), dtype=np.int64))
+        permuted = self._permuted
+        return places if permuted is None else np.frombuffer(permuted, np.int64)[places]  # type: ignore[call-overload]
+
+    def images(self, numbers: np.ndarray) -> np.ndarray:
+        """Of each numbered tile, of which image it is. (n,), int64."""
+        return np.zeros(len(numbers), np.int64)
+
+    @abstractmethod
+    def table(self, numbers: np.ndarray) -> np.ndarray:
+        """Of each numbered tile its :attr:`Tile.origin` (t, z, y, x), and how many z, y and x of it are of the view. (n, 7), int64."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """The largest delivered (T, Z, C, H, W): every tile's where :attr:`uniform`."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> tuple[int, int, int, int, int]:
+        """The size that no tile exceeds along any axis."""
+
+    @abstractmethod
+    def tile(self, number: int, position: int = 0) -> Tile:
+        """The tile of that number of the enumeration."""
 
 
-class TileSequence(Sequence[Tile]):
-    """The tiles of one read: ``len()``, indexing by position and iteration, computed on demand.
+class TileSequence(OrderedTiles):
+    """The tiles of one view. See :class:`OrderedTiles`.
 
     Args:
         selection: What the view shows.
         tiling: How it is cut.
         order: Row-major or shuffled, shard, start.
-
-    Attributes:
-        total: Number of tiles in the enumeration after the edge policy, over all shards.
-        uniform: Whether every tile of the enumeration has the same delivered shape.
     """
 
     def __init__(self, selection: Selection, tiling: Tiling, order: Order | None = None) -> None:
         self.selection = selection
         self.tiling = tiling
-        self.order = order = order or Order()
         nt, nz, _, h, w = selection.shape
         # Tile sizes along t, z, y, x; an axis that is not cut is one tile, present even where it is empty (an empty view has its tiles, as upstream).
         sizes = {
@@ -248,8 +334,9 @@ class TileSequence(Sequence[Tile]):
             "tiles": (nt, nz, tiling.h, tiling.w),
             "tiles_3d": (1, tiling.z, tiling.h, tiling.w),
             "windows": (tiling.t or nt, tiling.z or nz, tiling.h, tiling.w),
+            "centred": (nt, tiling.z or nz, tiling.h, tiling.w),
         }[tiling.kind]
-        cut = {"whole": "", "time_batches": "t", "tiles": "yx", "tiles_3d": "tzyx", "windows": ""}[tiling.kind]
+        cut = {"time_batches": "t", "tiles": "yx", "tiles_3d": "tzyx"}.get(tiling.kind, "")
         counts = []
         uniform = True
         for axis, length, size in zip("tzyx", (nt, nz, h, w), sizes, strict=True):
@@ -264,48 +351,27 @@ class TileSequence(Sequence[Tile]):
         if tiling.origins is not None:
             self._windows = PlacedWindows(tiling.origins, sizes, selection, tiling.edge == "pad")
             counts[3] = len(tiling.origins)
+        if tiling.kind == "centred" and tiling.edge == "drop" and (nz < sizes[1] or h < sizes[2] or w < sizes[3]):
+            counts[3] = 0
         self._sizes = sizes
         self._counts = counts
         self.uniform = uniform
-        self.total = counts[0] * counts[1] * counts[2] * counts[3]
-        # Made when the first tile is asked for: counting tiles, or refusing them, needs no order.
-        self._shuffled: Sequence[int] | None = None
         self._shuffled_t: Indices | None = None
-        in_shard = max(0, -(-(self.total - order.shard_index) // order.shard_count))
-        self._length = max(0, in_shard - order.start)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        position = self.order.start + index
-        place = self.order.shard_index + position * self.order.shard_count
-        return self.tile(place if self._permuted is None else self._permuted[place], position)
-
-    def __iter__(self) -> Iterator[Tile]:
-        return map(self.__getitem__, range(self._length))
+        self._arrange(order or Order(), counts[0] * counts[1] * counts[2] * counts[3])
 
     @property
-    def _permuted(self) -> Sequence[int] | None:
-        """The order of the tiles' numbers, where it is not that of the enumeration."""
-        if self._shuffled is None and self.order.shuffle and self.tiling.kind != "time_batches":
-            self._shuffled = permutation(self.total, self.order.seed)
-        return self._shuffled
-
-    def numbers(self, first: int, count: int) -> np.ndarray:
-        """The numbers of up to ``count`` tiles from index ``first`` on: what their :attr:`Tile.number` are."""
-        order = self.order
-        positions = np.arange(order.start + first, order.start + min(first + count, self._length), dtype=np.int64)
-        places = order.shard_index + positions * order.shard_count
-        permuted = self._permuted
-        return places if permuted is None else np.frombuffer(permuted, np.int64)[places]  # type: ignore[call-overload]
+    def _permutes(self) -> bool:
+        # Upstream shuffles time points, and then cuts them.
+        return self.tiling.kind != "time_batches"
 
     def table(self, numbers: np.ndarray) -> np.ndarray:
-        """Of each numbered tile its :attr:`Tile.origin` (t, z, y, x), and how many z, y and x of it are of the view. (n, 7), int64."""
+        """See :meth:`OrderedTiles.table`."""
         if self._windows is not None:
             return self._windows.table(numbers)
+        if self.tiling.kind == "centred":
+            tile = self.tile(0)
+            shown = tile.selection
+            return np.tile(np.array([*tile.origin, len(shown.z), shown.h, shown.w], np.int64), (len(numbers), 1))
         whole = self.selection
         st, sz, sh, sw = self._sizes
         rest, ix = np.divmod(numbers, self._counts[3])
@@ -322,7 +388,7 @@ class TileSequence(Sequence[Tile]):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """The largest delivered (T, Z, C, H, W): every tile's where :attr:`uniform`."""
+        """See :attr:`OrderedTiles.shape`."""
         nt, nz, nc, h, w = self.selection.shape
         full = (self._sizes[0], self._sizes[1], nc, self._sizes[2], self._sizes[3])
         if self.tiling.edge == "pad":
@@ -339,26 +405,20 @@ class TileSequence(Sequence[Tile]):
             self._shuffled_t = compact([chosen[i] for i in permutation(len(chosen), self.order.seed)])
         return self._shuffled_t
 
+    @property
+    def largest(self) -> tuple[int, int, int, int, int]:
+        """See :attr:`OrderedTiles.largest`."""
+        return self.tile(0).shape if self.total else self.shape
+
     def tile(self, number: int, position: int = 0) -> Tile:
-        """The tile of that number of the enumeration."""
+        """See :meth:`OrderedTiles.tile`."""
+        if self.tiling.kind == "centred":
+            return centred_tile(self.selection, self.tiling.edge, self._sizes, number, position)
         if self._windows is not None:
             window, inset, origin = self._windows.place(number)
             full = (self._sizes[0], self._sizes[1], len(window.c), self._sizes[2], self._sizes[3])
             return Tile(position, number, window, full, inset, origin)
-        rest, ix = divmod(number, self._counts[3])
-        rest, iy = divmod(rest, self._counts[2])
-        it, iz = divmod(rest, self._counts[1])
-        st, sz, sh, sw = self._sizes
-        whole = self.selection
-        whole_t, whole_z = len(whole.t), len(whole.z)
-        x, y = ix * sw, iy * sh
-        w, h = min(sw, whole.w - x), min(sh, whole.h - y)
-        # An axis that is not cut is left as it is: the usual case, and slicing costs.
-        t: Indices = self._t if st >= whole_t else self._t[it * st : it * st + st]
-        z: Indices = whole.z if sz >= whole_z else whole.z[iz * sz : iz * sz + sz]
-        selection = Selection(t, z, whole.c, whole.x + x, whole.y + y, w, h)
-        shape = (len(t), sz, len(whole.c), sh, sw) if self.tiling.edge == "pad" else selection.shape
-        return Tile(position, number, selection, shape)
+        return grid_tile(self.selection, self._t, self.tiling.edge, self._sizes, self._counts, number, number, position)
 
 
 def permutation(length: int, seed: int | None) -> Sequence[int]:

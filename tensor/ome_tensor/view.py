@@ -14,7 +14,7 @@ from .errors import InvalidArgument
 from .exports import TensorExports, in_layout
 from .indexing import narrow
 from .layout import apply_layout, normalize_layout, to_axes
-from .pixels import LoadedPlanes, Pixels, StoredPixels, pixels_of
+from .pixels import LoadedPlanes, Pixels, pixels_of
 from .plan import CHUNK_POLICIES, Plan, ResolvedPlan, check_policy
 from .prefetch import Prefetcher
 from .record import ImageMeta
@@ -255,7 +255,7 @@ def gather_slab(pixels: Pixels, tile: Tile, tiling: Tiling, slab: Slab, out: np.
         pixels.gather(Selection(s.t[t : t + nt], s.z[z : z + nz], s.c[c : c + nc], s.x + x, s.y + y, w, h), out)
 
 
-def view_of_record(pixels: StoredPixels, plan: Plan) -> TensorView:
-    """A view of an image whose record is found already."""
+def view_of_image(pixels: Pixels, plan: Plan) -> TensorView:
+    """A view of an image that is found already."""
     meta = pixels.meta
     return TensorView.of_pixels(pixels, plan.resolve(meta.extent, meta.dtype, meta.grid), plan.dtype)

@@ -21,6 +21,9 @@ __all__ = ["Origins", "PlacedWindows"]
 # Far outside any image, and far enough from the ends of int64 that sums with a size cannot wrap around.
 _FARTHEST = 2**62
 
+#: Numbers of images travel as int32.
+_MOST_IMAGES = 2**31 - 1
+
 #: Sizes along one axis travel as int32.
 MAX_SIZE = 2**31 - 1
 
@@ -30,20 +33,29 @@ class Origins:
 
     Args:
         array: (N, 2) or (N, 4) integers, checked: use :meth:`of`.
+        images: Of which image each window is; ``None``: all of the first.
+        numbers: Of each its number in the list that these are a part of; ``None`` where they are all of it.
 
     Attributes:
         array: The origins, int64, read-only.
+        images, numbers: As given, int64.
     """
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "images", "numbers")
     array: np.ndarray
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, images: np.ndarray | None = None, numbers: np.ndarray | None = None) -> None:
         self.array = array
+        self.images = images
+        self.numbers = numbers
 
     @classmethod
-    def of(cls, origins: object) -> Origins:
+    def of(cls, origins: object, images: object = None) -> Origins:
         """From anything that NumPy can make integers of shape (N, 2) or (N, 4) of; copied.
+
+        Args:
+            origins: The origins.
+            images: N integers from 0: which image each is of; ``None``: all of the first.
 
         Raises:
             InvalidSelection: it cannot.
@@ -66,7 +78,22 @@ class Origins:
             raise InvalidSelection(f"window {number} at {place} is outside any image", field="origins", value=place)
         array = given.astype(np.int64, order="C", copy=True)
         array.flags.writeable = False
-        return cls(array)
+        if images is None:
+            return cls(array)
+        try:
+            chosen = np.asarray(images)
+        except (ValueError, TypeError, OverflowError):
+            chosen = np.empty(0, object)
+        if chosen.shape != (len(array),) or (chosen.dtype.kind not in "iu" and chosen.size):
+            raise InvalidSelection(
+                f"images must be {len(array)} integers, one for each origin, not {chosen.dtype} of shape {chosen.shape}",
+                field="images",
+                value=_brief(images),
+            )
+        if chosen.size and (int(chosen.min()) < 0 or int(chosen.max()) > _MOST_IMAGES):
+            wrong = int(chosen.min()) if int(chosen.min()) < 0 else int(chosen.max())
+            raise InvalidSelection(f"images must be numbers of images, from 0: {wrong}", field="images", value=wrong)
+        return cls(array, chosen.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.array)
@@ -80,10 +107,18 @@ class Origins:
         """Those of some windows, in that order."""
         array = self.array[numbers]
         array.flags.writeable = False
-        return Origins(array)
+        kept = np.asarray(numbers, np.int64) if self.numbers is None else self.numbers[numbers]
+        return Origins(array, None if self.images is None else self.images[numbers], kept)
+
+    def alone(self) -> Origins:
+        """The same places, of one image, whichever that is."""
+        return Origins(self.array, None, self.numbers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Origins) and bool(np.array_equal(self.array, other.array))
+        if not isinstance(other, Origins) or (self.images is None) != (other.images is None):
+            return False
+        same = self.images is None or other.images is None or np.array_equal(self.images, other.images)
+        return bool(same and np.array_equal(self.array, other.array))
 
     def __hash__(self) -> int:
         return hash((self.array.shape, self.array.tobytes()))
@@ -104,21 +139,31 @@ class PlacedWindows:
         size: (t, z, h, w) of each; t and z are ignored where the origins are planar.
         selection: The view.
         padded: Whether windows may stick out of the view along z, y and x, as long as they show a pixel of it.
+        frames: Where windows are of several views that differ only in their frames: of each its view's (y, x, h, w). (N, 4) integers.
 
     Raises:
         InvalidSelection: a window does not fit; it names the first such window by number and origin.
     """
 
-    def __init__(self, origins: Origins, size: tuple[int, int, int, int], selection: Selection, padded: bool) -> None:
+    def __init__(
+        self,
+        origins: Origins,
+        size: tuple[int, int, int, int],
+        selection: Selection,
+        padded: bool,
+        frames: np.ndarray | None = None,
+    ) -> None:
         self._selection = s = selection
         self._origins = origins
         self._padded = padded
+        self._frames = frames
         array = origins.array
         self._y, self._x = array[:, -2], array[:, -1]
         self._t_at: np.ndarray | None = None
         self._z_at: np.ndarray | None = None
         self.size = size
-        bad = _outside(self._y, s.y, s.y + s.h, size[2], padded) | _outside(self._x, s.x, s.x + s.w, size[3], padded)
+        top, left, h, w = (s.y, s.x, s.h, s.w) if frames is None else frames.T
+        bad = _outside(self._y, top, top + h, size[2], padded) | _outside(self._x, left, left + w, size[3], padded)
         if not origins.planar:
             self._t_at, unknown = _places(s.t, array[:, 0])
             bad |= unknown | _outside(self._t_at, 0, len(s.t), size[0], False)
@@ -127,10 +172,20 @@ class PlacedWindows:
         if bad.any():
             self._refuse(int(np.argmax(bad)))
 
+    def _view(self, number: int) -> Selection:
+        """What a window is of."""
+        s = self._selection
+        if self._frames is None:
+            return s
+        y, x, h, w = self._frames[number].tolist()
+        return Selection(s.t, s.z, s.c, x, y, w, h)
+
     def _refuse(self, number: int) -> None:
-        s, planar = self._selection, self._origins.planar
+        s, planar = self._view(number), self._origins.planar
         axes = "yx" if planar else "tzyx"
         place = tuple(self._origins.array[number].tolist())
+        if self._origins.numbers is not None:
+            number = int(self._origins.numbers[number])
         at = ", ".join(f"{axis}={value}" for axis, value in zip(axes, place, strict=True))
         size = " x ".join(map(str, self.size[2:] if planar else self.size))
         view = [f"y {s.y} to {s.y + s.h - 1}, x {s.x} to {s.x + s.w - 1}"]
@@ -155,13 +210,14 @@ class PlacedWindows:
         else:
             table[:, :2] = array[:, :2]
             table[:, 4] = _covered(self._z_at[numbers], 0, len(s.z), depth)
-        table[:, 5] = _covered(array[:, -2], s.y, s.y + s.h, height)
-        table[:, 6] = _covered(array[:, -1], s.x, s.x + s.w, width)
+        top, left, h, w = (s.y, s.x, s.h, s.w) if self._frames is None else self._frames[numbers].T
+        table[:, 5] = _covered(array[:, -2], top, top + h, height)
+        table[:, 6] = _covered(array[:, -1], left, left + w, width)
         return table
 
     def place(self, number: int) -> tuple[Selection, tuple[int, int, int], tuple[int, int, int, int]]:
         """One window: its pixels, clipped to the view; where along (z, y, x) of the window they begin; and its origin."""
-        s = self._selection
+        s = self._view(number)
         nt, nz, height, width = self.size
         y, x = self._y.item(number), self._x.item(number)
         top, left = max(y, s.y), max(x, s.x)
@@ -177,13 +233,13 @@ class PlacedWindows:
         return shown, (front, top - y, left - x), (first_t, first_z, y, x)
 
 
-def _outside(first: np.ndarray, begin: int, end: int, size: int, padded: bool) -> np.ndarray:
+def _outside(first: np.ndarray, begin: Any, end: Any, size: int, padded: bool) -> np.ndarray:
     """Which runs of ``size`` from ``first`` on do not lie inside [begin, end); where padded, which do not even touch it."""
     outside: np.ndarray = (first <= begin - size) | (first >= end) if padded else (first < begin) | (first > end - size)
     return outside
 
 
-def _covered(first: np.ndarray, begin: int, end: int, size: int) -> Any:
+def _covered(first: np.ndarray, begin: Any, end: Any, size: int) -> Any:
     return np.minimum(first + size, end) - np.maximum(first, begin)
 
 

@@ -22,51 +22,70 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ome_tensor_proto.v1 import image_pb2 as ome__tensor__proto_dot_v1_dot_image__pb2
 from ome_tensor_proto.v1 import view_pb2 as ome__tensor__proto_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ome_tensor_proto/v1/tensor_service.proto\x12\x13ome_tensor_proto.v1\x1a\x1fome_tensor_proto/v1/image.proto\x1a\x1eome_tensor_proto/v1/view.proto\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListDatasetsResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"[\n\x11ListImagesRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\t\"\x87\x01\n\x12ListImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.ome_tensor_proto.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\"\xa2\x01\n\x12ResolveViewRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x04view\x18\x02 \x01(\x0b\x32\x19.ome_tensor_proto.v1.View\x12+\n\x06tiling\x18\x03 \x01(\x0b\x32\x1b.ome_tensor_proto.v1.Tiling\x12)\n\x05order\x18\x04 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Order\"\x91\x02\n\x13ResolveViewResponse\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12)\n\x05image\x18\x03 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Image\x12\x31\n\tselection\x18\x04 \x01(\x0b\x32\x1e.ome_tensor_proto.v1.Selection\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\r\n\x05shape\x18\x07 \x03(\x04\x12\x0f\n\x07strides\x18\x08 \x03(\x04\x12\x0e\n\x06nbytes\x18\t \x01(\x04\x12\x12\n\ntile_count\x18\n \x01(\x04\x12\x13\n\x0btotal_tiles\x18\x0b \x01(\x04\"\xec\x02\n\x10ReadTilesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\'\n\x04view\x18\x02 \x01(\x0b\x32\x19.ome_tensor_proto.v1.View\x12+\n\x06tiling\x18\x03 \x01(\x0b\x32\x1b.ome_tensor_proto.v1.Tiling\x12)\n\x05order\x18\x04 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Order\x12\x17\n\x0ftiles_per_batch\x18\x05 \x01(\r\x12\x35\n\x0b\x63ompression\x18\x06 \x01(\x0e\x32 .ome_tensor_proto.v1.Compression\x12\x15\n\rpyramid_level\x18\x07 \x01(\r\x12\x12\n\nif_version\x18\x08 \x01(\t\x12\x33\n\x08\x63hecksum\x18\t \x01(\x0e\x32!.ome_tensor_proto.v1.ChecksumKind\x12\x19\n\x11max_message_bytes\x18\n \x01(\x04\"G\n\x11MapDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x12\n\nhost_proof\x18\x03 \x01(\x0c\"\xb3\x01\n\x12MapDatasetResponse\x12\x30\n\x07refusal\x18\x01 \x01(\x0e\x32\x1f.ome_tensor_proto.v1.MapRefusal\x12\x17\n\x0f\x64\x61taset_version\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05inode\x18\x04 \x01(\x04\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x13\n\x0bmodified_ns\x18\x06 \x01(\x12\x12\x12\n\nhost_proof\x18\x07 \x01(\x0c\"\xfd\x01\n\x11ReadTilesResponse\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.ome_tensor_proto.v1.ReadTilesHeader\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x06\x12\x12\n\ntile_count\x18\x03 \x01(\x07\x12\x0c\n\x04slab\x18\x04 \x01(\x06\x12\x36\n\x07timings\x18\x05 \x01(\x0b\x32%.ome_tensor_proto.v1.ReadTilesTimings\x12\x13\n\x06\x63rc32c\x18\x06 \x01(\x07H\x00\x88\x01\x01\x12\x0f\n\x07padding\x18\x63 \x01(\x0c\x12\x0f\n\x07payload\x18\x64 \x01(\x0c\x42\t\n\x07_crc32c\"\x99\x01\n\x0fReadTilesHeader\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x12\n\ntile_count\x18\x02 \x01(\x04\x12\x13\n\x0btotal_tiles\x18\x03 \x01(\x04\x12\x12\n\ntile_shape\x18\x04 \x03(\x04\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05slabs\x18\x06 \x01(\x08\x12\x12\n\nslab_bytes\x18\x07 \x01(\x04\"J\n\x10ReadTilesTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x07\x12\x11\n\tgather_us\x18\x02 \x01(\x07\x12\x11\n\tencode_us\x18\x03 \x01(\x07*{\n\nMapRefusal\x12\x1b\n\x17MAP_REFUSAL_UNSPECIFIED\x10\x00\x12\x1a\n\x16MAP_REFUSAL_OTHER_HOST\x10\x01\x12\x1b\n\x17MAP_REFUSAL_NOT_ALLOWED\x10\x02\x12\x17\n\x13MAP_REFUSAL_NO_FILE\x10\x03*k\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x13\n\x0f\x43OMPRESSION_LZ4\x10\x02\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x03*_\n\x0c\x43hecksumKind\x12\x1d\n\x19\x43HECKSUM_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HECKSUM_KIND_NONE\x10\x01\x12\x18\n\x14\x43HECKSUM_KIND_CRC32C\x10\x02\x32\xd1\x04\n\rTensorService\x12\x63\n\x0cListDatasets\x12(.ome_tensor_proto.v1.ListDatasetsRequest\x1a).ome_tensor_proto.v1.ListDatasetsResponse\x12]\n\nGetDataset\x12&.ome_tensor_proto.v1.GetDatasetRequest\x1a\'.ome_tensor_proto.v1.GetDatasetResponse\x12]\n\nListImages\x12&.ome_tensor_proto.v1.ListImagesRequest\x1a\'.ome_tensor_proto.v1.ListImagesResponse\x12`\n\x0bResolveView\x12\'.ome_tensor_proto.v1.ResolveViewRequest\x1a(.ome_tensor_proto.v1.ResolveViewResponse\x12\\\n\tReadTiles\x12%.ome_tensor_proto.v1.ReadTilesRequest\x1a&.ome_tensor_proto.v1.ReadTilesResponse0\x01\x12]\n\nMapDataset\x12&.ome_tensor_proto.v1.MapDatasetRequest\x1a\'.ome_tensor_proto.v1.MapDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ome_tensor_proto/v1/tensor_service.proto\x12\x13ome_tensor_proto.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fome_tensor_proto/v1/image.proto\x1a\x1eome_tensor_proto/v1/view.proto\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListDatasetsResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"\x8b\x01\n\x11ListImagesRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\t\x12.\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1e.ome_tensor_proto.v1.RowFilter\"=\n\tRowFilter\x12\x30\n\x06\x61ny_of\x18\x01 \x03(\x0b\x32 .ome_tensor_proto.v1.Conjunction\"=\n\x0b\x43onjunction\x12.\n\x06\x61ll_of\x18\x01 \x03(\x0b\x32\x1e.ome_tensor_proto.v1.Predicate\"\x82\x01\n\tPredicate\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x33\n\ncomparison\x18\x02 \x01(\x0e\x32\x1f.ome_tensor_proto.v1.Comparison\x12\x30\n\x06values\x18\x03 \x03(\x0b\x32 .ome_tensor_proto.v1.FilterValue\"\xb9\x01\n\x0b\x46ilterValue\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x12H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12\x15\n\x0b\x62ytes_value\x18\x05 \x01(\x0cH\x00\x12\x30\n\ntime_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04kind\"\xbf\x01\n\x13SelectImagesRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12.\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1e.ome_tensor_proto.v1.RowFilter\x12\x18\n\x10metadata_columns\x18\x04 \x03(\t\x12\x14\n\x0c\x61ll_metadata\x18\x05 \x01(\x08\x12\x13\n\x0bwhole_table\x18\x06 \x01(\x08\x12\x12\n\nif_version\x18\x07 \x01(\t\"S\n\x14SelectImagesResponse\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x11\n\trow_count\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x64 \x01(\x0c\"\x87\x01\n\x12ListImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.ome_tensor_proto.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\"\xb9\x01\n\x12ResolveViewRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x04view\x18\x02 \x01(\x0b\x32\x19.ome_tensor_proto.v1.View\x12+\n\x06tiling\x18\x03 \x01(\x0b\x32\x1b.ome_tensor_proto.v1.Tiling\x12)\n\x05order\x18\x04 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Order\x12\x15\n\rpyramid_level\x18\x05 \x01(\r\"\x91\x02\n\x13ResolveViewResponse\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12)\n\x05image\x18\x03 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Image\x12\x31\n\tselection\x18\x04 \x01(\x0b\x32\x1e.ome_tensor_proto.v1.Selection\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\r\n\x05shape\x18\x07 \x03(\x04\x12\x0f\n\x07strides\x18\x08 \x03(\x04\x12\x0e\n\x06nbytes\x18\t \x01(\x04\x12\x12\n\ntile_count\x18\n \x01(\x04\x12\x13\n\x0btotal_tiles\x18\x0b \x01(\x04\"\xb0\x03\n\x10ReadTilesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\'\n\x04view\x18\x02 \x01(\x0b\x32\x19.ome_tensor_proto.v1.View\x12+\n\x06tiling\x18\x03 \x01(\x0b\x32\x1b.ome_tensor_proto.v1.Tiling\x12)\n\x05order\x18\x04 \x01(\x0b\x32\x1a.ome_tensor_proto.v1.Order\x12\x17\n\x0ftiles_per_batch\x18\x05 \x01(\r\x12\x35\n\x0b\x63ompression\x18\x06 \x01(\x0e\x32 .ome_tensor_proto.v1.Compression\x12\x15\n\rpyramid_level\x18\x07 \x01(\r\x12\x12\n\nif_version\x18\x08 \x01(\t\x12\x33\n\x08\x63hecksum\x18\t \x01(\x0e\x32!.ome_tensor_proto.v1.ChecksumKind\x12\x19\n\x11max_message_bytes\x18\n \x01(\x04\x12\x32\n\nimage_rows\x18\x0b \x01(\x0b\x32\x1e.ome_tensor_proto.v1.ImageRows\x12\x0e\n\x06\x62\x65side\x18\x0c \x03(\t\":\n\tImageRows\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x03(\x04\"G\n\x11MapDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x12\n\nhost_proof\x18\x03 \x01(\x0c\"\xb3\x01\n\x12MapDatasetResponse\x12\x30\n\x07refusal\x18\x01 \x01(\x0e\x32\x1f.ome_tensor_proto.v1.MapRefusal\x12\x17\n\x0f\x64\x61taset_version\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05inode\x18\x04 \x01(\x04\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x13\n\x0bmodified_ns\x18\x06 \x01(\x12\x12\x12\n\nhost_proof\x18\x07 \x01(\x0c\"\xfd\x01\n\x11ReadTilesResponse\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.ome_tensor_proto.v1.ReadTilesHeader\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x06\x12\x12\n\ntile_count\x18\x03 \x01(\x07\x12\x0c\n\x04slab\x18\x04 \x01(\x06\x12\x36\n\x07timings\x18\x05 \x01(\x0b\x32%.ome_tensor_proto.v1.ReadTilesTimings\x12\x13\n\x06\x63rc32c\x18\x06 \x01(\x07H\x00\x88\x01\x01\x12\x0f\n\x07padding\x18\x63 \x01(\x0c\x12\x0f\n\x07payload\x18\x64 \x01(\x0c\x42\t\n\x07_crc32c\"\xc6\x01\n\x0fReadTilesHeader\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x12\n\ntile_count\x18\x02 \x01(\x04\x12\x13\n\x0btotal_tiles\x18\x03 \x01(\x04\x12\x12\n\ntile_shape\x18\x04 \x03(\x04\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05slabs\x18\x06 \x01(\x08\x12\x12\n\nslab_bytes\x18\x07 \x01(\x04\x12+\n\x06\x62\x65side\x18\x08 \x03(\x0b\x32\x1b.ome_tensor_proto.v1.Beside\";\n\x06\x42\x65side\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x12\n\ntile_shape\x18\x03 \x03(\x04\"J\n\x10ReadTilesTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x07\x12\x11\n\tgather_us\x18\x02 \x01(\x07\x12\x11\n\tencode_us\x18\x03 \x01(\x07*\xe8\x01\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPARISON_EQUAL\x10\x01\x12\x18\n\x14\x43OMPARISON_NOT_EQUAL\x10\x02\x12\x13\n\x0f\x43OMPARISON_LESS\x10\x03\x12\x19\n\x15\x43OMPARISON_LESS_EQUAL\x10\x04\x12\x16\n\x12\x43OMPARISON_GREATER\x10\x05\x12\x1c\n\x18\x43OMPARISON_GREATER_EQUAL\x10\x06\x12\x11\n\rCOMPARISON_IN\x10\x07\x12\x15\n\x11\x43OMPARISON_NOT_IN\x10\x08*{\n\nMapRefusal\x12\x1b\n\x17MAP_REFUSAL_UNSPECIFIED\x10\x00\x12\x1a\n\x16MAP_REFUSAL_OTHER_HOST\x10\x01\x12\x1b\n\x17MAP_REFUSAL_NOT_ALLOWED\x10\x02\x12\x17\n\x13MAP_REFUSAL_NO_FILE\x10\x03*k\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x13\n\x0f\x43OMPRESSION_LZ4\x10\x02\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x03*_\n\x0c\x43hecksumKind\x12\x1d\n\x19\x43HECKSUM_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HECKSUM_KIND_NONE\x10\x01\x12\x18\n\x14\x43HECKSUM_KIND_CRC32C\x10\x02\x32\xb8\x05\n\rTensorService\x12\x63\n\x0cListDatasets\x12(.ome_tensor_proto.v1.ListDatasetsRequest\x1a).ome_tensor_proto.v1.ListDatasetsResponse\x12]\n\nGetDataset\x12&.ome_tensor_proto.v1.GetDatasetRequest\x1a\'.ome_tensor_proto.v1.GetDatasetResponse\x12]\n\nListImages\x12&.ome_tensor_proto.v1.ListImagesRequest\x1a\'.ome_tensor_proto.v1.ListImagesResponse\x12`\n\x0bResolveView\x12\'.ome_tensor_proto.v1.ResolveViewRequest\x1a(.ome_tensor_proto.v1.ResolveViewResponse\x12\x65\n\x0cSelectImages\x12(.ome_tensor_proto.v1.SelectImagesRequest\x1a).ome_tensor_proto.v1.SelectImagesResponse0\x01\x12\\\n\tReadTiles\x12%.ome_tensor_proto.v1.ReadTilesRequest\x1a&.ome_tensor_proto.v1.ReadTilesResponse0\x01\x12]\n\nMapDataset\x12&.ome_tensor_proto.v1.MapDatasetRequest\x1a\'.ome_tensor_proto.v1.MapDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ome_tensor_proto.v1.tensor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MAPREFUSAL']._serialized_start=2175
-  _globals['_MAPREFUSAL']._serialized_end=2298
-  _globals['_COMPRESSION']._serialized_start=2300
-  _globals['_COMPRESSION']._serialized_end=2407
-  _globals['_CHECKSUMKIND']._serialized_start=2409
-  _globals['_CHECKSUMKIND']._serialized_end=2504
-  _globals['_LISTDATASETSREQUEST']._serialized_start=130
-  _globals['_LISTDATASETSREQUEST']._serialized_end=190
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=192
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=287
-  _globals['_GETDATASETREQUEST']._serialized_start=289
-  _globals['_GETDATASETREQUEST']._serialized_end=322
-  _globals['_GETDATASETRESPONSE']._serialized_start=324
-  _globals['_GETDATASETRESPONSE']._serialized_end=391
-  _globals['_LISTIMAGESREQUEST']._serialized_start=393
-  _globals['_LISTIMAGESREQUEST']._serialized_end=484
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=487
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=622
-  _globals['_RESOLVEVIEWREQUEST']._serialized_start=625
-  _globals['_RESOLVEVIEWREQUEST']._serialized_end=787
-  _globals['_RESOLVEVIEWRESPONSE']._serialized_start=790
-  _globals['_RESOLVEVIEWRESPONSE']._serialized_end=1063
-  _globals['_READTILESREQUEST']._serialized_start=1066
-  _globals['_READTILESREQUEST']._serialized_end=1430
-  _globals['_MAPDATASETREQUEST']._serialized_start=1432
-  _globals['_MAPDATASETREQUEST']._serialized_end=1503
-  _globals['_MAPDATASETRESPONSE']._serialized_start=1506
-  _globals['_MAPDATASETRESPONSE']._serialized_end=1685
-  _globals['_READTILESRESPONSE']._serialized_start=1688
-  _globals['_READTILESRESPONSE']._serialized_end=1941
-  _globals['_READTILESHEADER']._serialized_start=1944
-  _globals['_READTILESHEADER']._serialized_end=2097
-  _globals['_READTILESTIMINGS']._serialized_start=2099
-  _globals['_READTILESTIMINGS']._serialized_end=2173
-  _globals['_TENSORSERVICE']._serialized_start=2507
-  _globals['_TENSORSERVICE']._serialized_end=3100
+  _globals['_COMPARISON']._serialized_start=3241
+  _globals['_COMPARISON']._serialized_end=3473
+  _globals['_MAPREFUSAL']._serialized_start=3475
+  _globals['_MAPREFUSAL']._serialized_end=3598
+  _globals['_COMPRESSION']._serialized_start=3600
+  _globals['_COMPRESSION']._serialized_end=3707
+  _globals['_CHECKSUMKIND']._serialized_start=3709
+  _globals['_CHECKSUMKIND']._serialized_end=3804
+  _globals['_LISTDATASETSREQUEST']._serialized_start=163
+  _globals['_LISTDATASETSREQUEST']._serialized_end=223
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=225
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=320
+  _globals['_GETDATASETREQUEST']._serialized_start=322
+  _globals['_GETDATASETREQUEST']._serialized_end=355
+  _globals['_GETDATASETRESPONSE']._serialized_start=357
+  _globals['_GETDATASETRESPONSE']._serialized_end=424
+  _globals['_LISTIMAGESREQUEST']._serialized_start=427
+  _globals['_LISTIMAGESREQUEST']._serialized_end=566
+  _globals['_ROWFILTER']._serialized_start=568
+  _globals['_ROWFILTER']._serialized_end=629
+  _globals['_CONJUNCTION']._serialized_start=631
+  _globals['_CONJUNCTION']._serialized_end=692
+  _globals['_PREDICATE']._serialized_start=695
+  _globals['_PREDICATE']._serialized_end=825
+  _globals['_FILTERVALUE']._serialized_start=828
+  _globals['_FILTERVALUE']._serialized_end=1013
+  _globals['_SELECTIMAGESREQUEST']._serialized_start=1016
+  _globals['_SELECTIMAGESREQUEST']._serialized_end=1207
+  _globals['_SELECTIMAGESRESPONSE']._serialized_start=1209
+  _globals['_SELECTIMAGESRESPONSE']._serialized_end=1292
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1295
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1430
+  _globals['_RESOLVEVIEWREQUEST']._serialized_start=1433
+  _globals['_RESOLVEVIEWREQUEST']._serialized_end=1618
+  _globals['_RESOLVEVIEWRESPONSE']._serialized_start=1621
+  _globals['_RESOLVEVIEWRESPONSE']._serialized_end=1894
+  _globals['_READTILESREQUEST']._serialized_start=1897
+  _globals['_READTILESREQUEST']._serialized_end=2329
+  _globals['_IMAGEROWS']._serialized_start=2331
+  _globals['_IMAGEROWS']._serialized_end=2389
+  _globals['_MAPDATASETREQUEST']._serialized_start=2391
+  _globals['_MAPDATASETREQUEST']._serialized_end=2462
+  _globals['_MAPDATASETRESPONSE']._serialized_start=2465
+  _globals['_MAPDATASETRESPONSE']._serialized_end=2644
+  _globals['_READTILESRESPONSE']._serialized_start=2647
+  _globals['_READTILESRESPONSE']._serialized_end=2900
+  _globals['_READTILESHEADER']._serialized_start=2903
+  _globals['_READTILESHEADER']._serialized_end=3101
+  _globals['_BESIDE']._serialized_start=3103
+  _globals['_BESIDE']._serialized_end=3162
+  _globals['_READTILESTIMINGS']._serialized_start=3164
+  _globals['_READTILESTIMINGS']._serialized_end=3238
+  _globals['_TENSORSERVICE']._serialized_start=3807
+  _globals['_TENSORSERVICE']._serialized_end=4503
 # @@protoc_insertion_point(module_scope)

@@ -163,12 +163,13 @@ class Selection(_message.Message):
     def __init__(self, t: _Optional[_Union[AxisIndex, _Mapping]] = ..., z: _Optional[_Union[AxisIndex, _Mapping]] = ..., c: _Optional[_Union[AxisIndex, _Mapping]] = ..., roi: _Optional[_Union[Roi, _Mapping]] = ...) -> None: ...
 
 class Tiling(_message.Message):
-    __slots__ = ("whole", "time_batches", "tiles", "tiles_3d", "windows", "edge", "pad_value")
+    __slots__ = ("whole", "time_batches", "tiles", "tiles_3d", "windows", "centred", "edge", "pad_value")
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     TIME_BATCHES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
     TILES_3D_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    CENTRED_FIELD_NUMBER: _ClassVar[int]
     EDGE_FIELD_NUMBER: _ClassVar[int]
     PAD_VALUE_FIELD_NUMBER: _ClassVar[int]
     whole: WholeCut
@@ -176,9 +177,10 @@ class Tiling(_message.Message):
     tiles: TilesCut
     tiles_3d: Tiles3dCut
     windows: WindowsCut
+    centred: CentredCut
     edge: EdgePolicy
     pad_value: float
-    def __init__(self, whole: _Optional[_Union[WholeCut, _Mapping]] = ..., time_batches: _Optional[_Union[TimeBatchesCut, _Mapping]] = ..., tiles: _Optional[_Union[TilesCut, _Mapping]] = ..., tiles_3d: _Optional[_Union[Tiles3dCut, _Mapping]] = ..., windows: _Optional[_Union[WindowsCut, _Mapping]] = ..., edge: _Optional[_Union[EdgePolicy, str]] = ..., pad_value: _Optional[float] = ...) -> None: ...
+    def __init__(self, whole: _Optional[_Union[WholeCut, _Mapping]] = ..., time_batches: _Optional[_Union[TimeBatchesCut, _Mapping]] = ..., tiles: _Optional[_Union[TilesCut, _Mapping]] = ..., tiles_3d: _Optional[_Union[Tiles3dCut, _Mapping]] = ..., windows: _Optional[_Union[WindowsCut, _Mapping]] = ..., centred: _Optional[_Union[CentredCut, _Mapping]] = ..., edge: _Optional[_Union[EdgePolicy, str]] = ..., pad_value: _Optional[float] = ...) -> None: ...
 
 class WholeCut(_message.Message):
     __slots__ = ()
@@ -199,6 +201,16 @@ class TilesCut(_message.Message):
     def __init__(self, h: _Optional[int] = ..., w: _Optional[int] = ...) -> None: ...
 
 class Tiles3dCut(_message.Message):
+    __slots__ = ("z", "h", "w")
+    Z_FIELD_NUMBER: _ClassVar[int]
+    H_FIELD_NUMBER: _ClassVar[int]
+    W_FIELD_NUMBER: _ClassVar[int]
+    z: int
+    h: int
+    w: int
+    def __init__(self, z: _Optional[int] = ..., h: _Optional[int] = ..., w: _Optional[int] = ...) -> None: ...
+
+class CentredCut(_message.Message):
     __slots__ = ("z", "h", "w")
     Z_FIELD_NUMBER: _ClassVar[int]
     H_FIELD_NUMBER: _ClassVar[int]
