@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -16,15 +16,24 @@ from grpc_reflection.v1alpha import reflection
 
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidArgument
-from ome_tensor_proto.methods import SERVICE
+from ome_tensor.tables import LoadedTable
+from ome_tensor_proto.methods import ADMIN_SERVICE, SERVICE
 
-from .catalogue import Catalogue, SourceFile, load_catalogue
+from .admin import MOST_CALLS, AdminService
+from .catalogue import Catalogue, Shelves
 from .control import Control
 from .drain import ActiveCalls, stop_listening, wait_until_sent
+from .entries import Entry
+from .finding import SourceFile
+from .house import House
+from .in_place import settings_readers
+from .logs import Fields
+from .offices import Office
 from .rpc import handlers
 from .service import TensorService
 from .settings import Settings, split_address
-from .store import Store, open_store
+from .uploads import Uploads
+from .usage import Usage
 
 __all__ = ["TensorServer"]
 
@@ -80,17 +89,21 @@ class TensorServer:
         settings: How it runs.
         worker: Which of several workers on one port this is.
         control: What they share; ``None`` for a server on its own.
+        usage: Where they count the use of datasets.
 
     Attributes:
         settings: The settings.
         port: The bound port, once started.
     """
 
-    def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, worker: int = 0, control: Control | None = None, usage: Usage | None = None
+    ) -> None:
         self.settings = settings
         self.port = 0
         self._shares_port = control is not None
-        threads = settings.max_concurrent_reads + _METADATA_THREADS
+        # What changes datasets may take long, and is limited by itself: its threads come on top.
+        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
             self._threads,
@@ -104,20 +117,35 @@ class TensorServer:
                 ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20)),
             ],
         )
-        self._service = TensorService(settings, worker=worker, control=control)
+        self._usage = usage or Usage()
+        self._cache = ChunkCache(settings.own_cache_bytes, settings.max_chunk_bytes)
+        self._readers = settings_readers(settings)
+        self._counted = self._readers.hits, self._readers.misses
+        self._shelves = Shelves(self._cache, self._readers, self._make_level)
+        self._service = TensorService(settings, worker=worker, control=control, usage=self._usage)
+        # Made by whoever has the librarian, and cleaned by it: a worker only receives into it.
+        self._uploads = Uploads.at(settings.uploads, settings.max_upload_bytes)
+        admin = AdminService(self._service.policy, lambda: self._service.office, self._service.info, self._uploads)
         self._calls = ActiveCalls()
         self._health = _Health(self._service.catch_up)
         self._stopping = threading.Event()
-        self._store: Store | None = None
+        self._house: House | None = None
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.add_generic_rpc_handlers(
-            (handlers(self._service.methods, self._calls, settings.max_request_bytes, settings.stall_seconds),)
+            (
+                handlers(
+                    dict(self._service.methods) | dict(admin.methods),
+                    self._calls,
+                    settings.max_request_bytes,
+                    settings.stall_seconds,
+                ),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, ADMIN_SERVICE):
             self._health.set(name, status)
 
     @property
@@ -151,37 +179,43 @@ class TensorServer:
         self._service.open()
         return self.address
 
-    def load(self, sources: Sequence[SourceFile]) -> Catalogue:
-        """Load the datasets, then report SERVING. Raises what :func:`load_catalogue` does."""
-        cache = ChunkCache(self.settings.decode_cache_bytes, self.settings.max_chunk_bytes)
-        if self._store is None:
+    def load(self, sources: Sequence[SourceFile], folders: Sequence[str] = ()) -> Catalogue:
+        """Register these sources, load them where the settings say so, and report SERVING. Raises what :meth:`House.move_in` does.
+
+        Args:
+            sources: What to serve.
+            folders: Where they were found; see :meth:`House.move_in`.
+        """
+        if self._house is None:
             # Kept: as long as it is there, no other server takes the datasets' files away.
-            self._store = self._open_store(sources)
-        if self._store is not None:
-            self._store.clean()
-        catalogue = load_catalogue(sources, cache, self._stopping.is_set, self._store)
-        self.serve(catalogue)
+            self._house = House(self.settings, self._usage, self._publish, self._uploads, sources)
+        self._house.move_in(sources, self._stopping.is_set, folders)
+        catalogue = self._shelves.catalogue(self._house.librarian.entries, self._house.librarian.tables)
+        self.serve(catalogue, office=self._house.office)
         return catalogue
 
-    def _open_store(self, sources: Sequence[SourceFile]) -> Store | None:
-        try:
-            return open_store(self.settings.store, [source.path for source in sources])
-        except InvalidArgument as error:
-            if self.settings.store != "auto":
-                raise
-            # Nobody asked for one: a container without a writable folder serves all the same.
-            _log.warning("datasets are kept in this process's memory: %s", error)
-            return None
+    def _publish(self, entries: Sequence[Entry], tables: Mapping[str, LoadedTable]) -> None:
+        """Serve what the librarian has by now; before it has moved in, nothing is served."""
+        if self._house is not None and self._house.is_open:
+            self.serve(self._shelves.catalogue(entries, tables))
 
-    def serve(self, catalogue: Catalogue, generation: int = 0) -> None:
+    def _make_level(self, name: str, column: str, row: int, level: int) -> str:
+        return self._service.office.make_level(name, column, row, level, self.settings.load_seconds)
+
+    def follow(self, entries: Sequence[Entry], generation: int, office: Office) -> None:
+        """Serve what the supervisor has published."""
+        self.serve(self._shelves.catalogue(entries), generation, office)
+
+    def serve(self, catalogue: Catalogue, generation: int = 0, office: Office | None = None) -> None:
         """Serve these datasets from now on, and report SERVING. Reads that run go on with what they began with.
 
         Args:
             catalogue: The datasets.
             generation: The catalogue's number in the control state of several workers.
+            office: What loads and changes datasets.
         """
         if not self._stopping.is_set():
-            self._service.serve(catalogue, generation, lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
+            self._service.serve(catalogue, generation, lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING), office)
 
     def stop(self, grace: float | None = None) -> None:
         """Drain: health turns to NOT_SERVING, new calls are refused, running ones may finish within ``grace`` seconds (default: the settings').
@@ -202,7 +236,13 @@ class TensorServer:
             wait_until_sent(self.port, max(0.0, deadline - time.monotonic()))
         # Watches last as long as their clients like, and would hold up everything else.
         self._health.end_watches()
+        if self._house is not None:
+            self._house.close()
         self._server.stop(0).wait()
+        hits = self._cache.hits + self._readers.hits - self._counted[0]
+        misses = self._cache.misses + self._readers.misses - self._counted[1]
+        if misses:
+            _log.info(Fields("chunks", hits=hits, misses=misses))
         self._threads.shutdown(wait=True)
 
     def wait(self, timeout: float | None = None) -> None:

@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,11 +18,11 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor_proto.memory import keep_blocks
 
 from .app import TensorServer
-from .catalogue import SourceFile, find_sources
+from .finding import SourceFile, find_sources
 from .logs import configure
+from .readers.detect import is_address
 from .settings import Settings, split_address
 from .stopping import StopRequests
-from .store import open_store
 from .workers import Supervisor
 
 __all__ = ["register", "serve"]
@@ -40,12 +39,14 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     paths: Annotated[
-        list[Path],
+        list[str] | None,
         # What cannot be read is this command's to say, in its own words.
         typer.Argument(
-            metavar="PATH...", help="Parquet and Arrow files, or folders of them.", show_default=False, readable=False
+            metavar="PATH",
+            help="Files of images (Parquet, Arrow, Vortex, OME-TIFF, npy), OME-Zarr folders or addresses, or folders of them.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.", show_default="127.0.0.1:50051")
     ] = None,
@@ -60,11 +61,32 @@ def serve(
     mapping: Annotated[
         str | None, typer.Option(help="Let clients on this host map datasets: auto, on or off.", show_default="auto")
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for datasets, as 16G or 60%.", show_default="50%")
+    ] = None,
+    preload: Annotated[bool | None, typer.Option("--preload", help="Load datasets at the start, as far as they fit.")] = None,
+    load_seconds: Annotated[
+        float | None, typer.Option(help="How long a call waits for a dataset that is being loaded.", show_default="20")
+    ] = None,
+    watch_seconds: Annotated[
+        float | None, typer.Option(help="How often to look for new and changed files in the folders; 0: never.", show_default="0")
+    ] = None,
+    roots: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER:...", help="Where datasets may be registered.", show_default="the folders served"),
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option(help="Who may register, upload and remove datasets: auto, on or off.", show_default="auto")
+    ] = None,
+    uploads: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where uploads are kept; none are taken without.", show_default="none")
+    ] = None,
+    max_upload_bytes: Annotated[int | None, typer.Option(help="Largest upload.", show_default="64 GiB")] = None,
     batch_bytes: Annotated[int | None, typer.Option(help="Aim of a message's size.", show_default="1 MiB")] = None,
     max_request_bytes: Annotated[int | None, typer.Option(help="Largest request.", show_default="4 MiB")] = None,
     max_tile_bytes: Annotated[int | None, typer.Option(help="Largest tile.", show_default="2 GiB")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message.", show_default="32 MiB")] = None,
-    max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest chunk to decompress.", show_default="256 MiB")] = None,
+    max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest chunk to decompress.", show_default="512 MiB")] = None,
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles of one read.", show_default="2,000,000")] = None,
     max_indices: Annotated[int | None, typer.Option(help="Most indices listed for an axis.", show_default="65,536")] = None,
     max_concurrent_reads: Annotated[int | None, typer.Option(help="Streams served at once.", show_default="64")] = None,
@@ -82,20 +104,25 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "paths"}
     settings = Settings.load(flags, os.environ)
+    paths = paths or []
+    if not paths and not settings.uploads:
+        raise typer.BadParameter("name files or folders to serve, or a folder for uploads (--uploads)", param_hint="PATH")
     configure(settings.log_format, settings.log_level)
     sources = find_sources(paths)
-    if not sources:
-        _log.warning("no Parquet or Arrow file in %s", ", ".join(map(str, paths)))
+    named = {source.location for source in sources if source.named}
+    folders = [found for path in paths if not is_address(path) and (found := os.path.abspath(path)) not in named]
+    if paths and not sources:
+        _log.warning("nothing to serve in %s", ", ".join(map(str, paths)))
     keep_blocks()
     _open_many_files()
     _check_address(settings.listen)
-    server = _server(settings, sources)
+    server = TensorServer(settings) if settings.workers == 1 else Supervisor(settings)
     # Before anything listens: whoever reads the address below may send a signal at once. Asked twice, whoever is still reading can resume elsewhere.
     stop = StopRequests(signal.SIGTERM, signal.SIGINT, hurry=lambda: server.stop(0)).asked
     # Scripts wait for this line; it comes once the port is bound. Readiness is health's to tell.
     print(f"listening on {server.start()}", flush=True)  # noqa: T201  the command's output
     try:
-        _load(server, sources, stop)
+        _load(server, sources, folders, stop)
         stop.wait()
     finally:
         server.stop()
@@ -110,23 +137,14 @@ def _open_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def _server(settings: Settings, sources: list[SourceFile]) -> TensorServer | Supervisor:
-    """This process as the server, or as the supervisor of several."""
-    if settings.workers == 1:
-        return TensorServer(settings)
-    store = open_store(settings.store, [source.path for source in sources])
-    assert store is not None  # Settings see to it.
-    return Supervisor(settings, store)
-
-
-def _load(server: TensorServer | Supervisor, sources: list[SourceFile], stop: threading.Event) -> None:
+def _load(server: TensorServer | Supervisor, sources: list[SourceFile], folders: list[str], stop: threading.Event) -> None:
     """Load on a thread of its own, so that a signal is heeded meanwhile; raises what the loading raised."""
     done = threading.Event()
     failures: list[Exception] = []
 
     def load() -> None:
         try:
-            count = len(server.load(sources))
+            count = len(server.load(sources, folders))
             if not stop.is_set():
                 print(f"serving {count} dataset{'s' * (count != 1)}", file=sys.stderr, flush=True)  # noqa: T201  as above
         except Exception as error:

@@ -10,34 +10,19 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from .store import Manifest
+from .entries import Entry
 
-__all__ = ["Control", "Entry"]
+__all__ = ["Control"]
 
 #: Generation; number of workers; where the catalogue begins; its length.
 _GENERATION, _WORKERS, _OFFSET, _LENGTH, _HEADER = range(5)
 
 #: The number of reads of a worker that takes no calls.
 _AWAY = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One dataset of the catalogue.
-
-    Attributes:
-        name: Its name.
-        source_name: Its source's file name.
-        manifest: Where its pixels are.
-    """
-
-    name: str
-    source_name: str
-    manifest: Manifest
 
 
 class Control:
@@ -77,10 +62,10 @@ class Control:
         """Number of the published catalogue; 0 before there is one."""
         return int(self._numbers[_GENERATION])
 
-    def publish(self, entries: list[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry]) -> None:
         """Make a new catalogue known to all workers. By one process only."""
         generation = self.generation + 1
-        data = json.dumps([generation, [asdict(entry) for entry in entries]]).encode()
+        data = json.dumps([generation, [entry.to_json() for entry in entries]]).encode()
         # Never over the last one, which may be being read: before it where there is room, else behind it.
         offset, length = int(self._numbers[_OFFSET]), int(self._numbers[_LENGTH])
         if self._first + len(data) <= offset:
@@ -101,7 +86,7 @@ class Control:
             except ValueError:
                 continue  # Where it was, the next but one is being written.
             if generation >= self.generation:
-                return generation, [Entry(entry["name"], entry["source_name"], Manifest(**entry["manifest"])) for entry in found]
+                return generation, [Entry.from_json(entry) for entry in found]
 
     def report(self, worker: int, reads: int | None) -> None:
         """Say how many long reads a worker serves, or ``None``: that it takes no calls. For that worker, or its supervisor once it is gone."""

@@ -1,4 +1,4 @@
-"""Who uses which file of a folder that several servers share."""
+"""Who uses which file of a folder that several servers share, and who writes which dataset."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import fcntl
 import hashlib
 import os
 import struct
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Leases"]
+from ome_tensor.errors import Cancelled
+
+__all__ = ["Leases", "Locks"]
 
 # Linux's struct flock: type, whence, start, length, process (unused).
 _FLOCK = "hhqqi0q"
+
+#: Seconds between two looks at whether a lock is to be had.
+_POLL = 0.05
 
 
 class Leases:
@@ -68,3 +74,56 @@ class Leases:
         except BlockingIOError:
             return False
         return True
+
+
+class Locks:
+    """Rights to write the datasets of a folder: each that of one process at a time, and of one thread. Like leases they end with their process.
+
+    Args:
+        path: The lock file; made if it is not there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.touch(mode=0o600)
+
+    @contextmanager
+    def held(self, dataset: str, cancelled: threading.Event | None = None) -> Iterator[None]:
+        """With the right to write a dataset, as soon as that is to be had.
+
+        Args:
+            dataset: Its number, in hexadecimal digits.
+            cancelled: Set to wait no longer.
+
+        Raises:
+            Cancelled: that was set.
+        """
+        # Opened anew each time: the lock is that opening's, so that it holds against other threads too.
+        with self._path.open("r+b") as file:
+            while not _lock(file.fileno(), dataset):
+                if cancelled is None:
+                    _lock(file.fileno(), dataset, wait=True)
+                    break
+                if cancelled.wait(_POLL):
+                    raise Cancelled("the load was cancelled")
+            yield
+
+    @contextmanager
+    def attempted(self, dataset: str = "") -> Iterator[bool]:
+        """With the right to write a dataset, or all where none is named, if it is to be had at once; whether it was."""
+        with self._path.open("r+b") as file:
+            yield _lock(file.fileno(), dataset)
+
+
+def _lock(file: int, dataset: str, *, wait: bool = False) -> bool:
+    # One byte of the file for each dataset, which need not be there; or all of them.
+    start, length = (int(dataset, 16) >> 2, 1) if dataset else (0, 0)
+    lock = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
+    except BlockingIOError:
+        return False
+    return True

@@ -11,9 +11,11 @@ from pathlib import Path
 from ome_tensor.arrow_file import ArrowImages
 from ome_tensor.tables import LoadedTable, MappedFile
 
+from .readers.detect import fingerprint, is_address
+
 __all__ = ["FORMAT", "Manifest", "dataset_id", "read_manifest"]
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,25 +24,28 @@ class Manifest:
 
     Attributes:
         format: Of this manifest.
-        source: Absolute path of the source file.
-        size, modified_ns: The source's when it was read.
-        version: Digest of the source's bytes.
+        source: Absolute path of the source, or its address.
+        source_format: Its format.
+        fingerprint: What differs once it was changed; see :class:`SourceInfo`.
+        version: Digest of the source's contents.
         file: Absolute path of the Arrow IPC file; the source itself where that is served as it lies.
         file_inode, file_size, file_modified_ns: What tells that file from another at its path.
         rows: Rows of the table.
-        others: Name and Arrow type of the columns that hold no images.
+        images: The image columns.
+        others: Name and Arrow type, in the source, of the other columns.
     """
 
     format: int
     source: str
-    size: int
-    modified_ns: int
+    source_format: str
+    fingerprint: str
     version: str
     file: str
     file_inode: int
     file_size: int
     file_modified_ns: int
     rows: int
+    images: list[str]
     others: list[list[str]]
 
     def table(self) -> LoadedTable:
@@ -64,16 +69,13 @@ class Manifest:
 
     @property
     def is_current(self) -> bool:
-        """Whether the source is what it was, and the file is there, unchanged."""
-        try:
-            source = os.stat(self.source)
-        except OSError:
-            return False
-        return (source.st_size, source.st_mtime_ns) == (self.size, self.modified_ns) and self.has_file
+        """Whether the source is what it was, as far as that can be told here, and the file is there, unchanged."""
+        # Of an address nothing can be told without asking; refreshing the dataset does.
+        return (is_address(self.source) or fingerprint(self.source) == self.fingerprint) and self.has_file
 
 
-def dataset_id(source: Path) -> str:
-    """What the files of a source's dataset are named by: 16 hexadecimal digits of its absolute path."""
+def dataset_id(source: str) -> str:
+    """What the files of a source's dataset are named by: 16 hexadecimal digits of its absolute path or address."""
     return hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from urllib.parse import unquote
 
-from .settings import Settings
+from .settings import Settings, is_loopback
 
 __all__ = ["Action", "Caller", "Policy"]
 
@@ -15,6 +16,7 @@ class Action(StrEnum):
 
     READ = "read"
     MAP = "map"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,27 @@ class Caller:
 
     peer: str
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the caller is on this host, as far as its address tells."""
+        kind, _, address = unquote(self.peer).partition(":")
+        if kind == "unix":
+            return True
+        host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        return kind in ("ipv4", "ipv6") and is_loopback(host)
+
 
 class Policy:
     """Decides for every door: the gRPC methods, and the mapped store.
 
     Args:
-        settings: The server's; ``mapping`` is what it says of the store.
+        settings: The server's; ``mapping`` is what it says of the store, ``admin`` of who may change what it serves.
         authenticates: Whether callers must say who they are.
     """
 
     def __init__(self, settings: Settings, *, authenticates: bool = False) -> None:
         self._mapping = settings.mapping
+        self._admin = settings.admin
         self._authenticates = authenticates
 
     def permits(self, caller: Caller, action: Action, dataset: str) -> bool:
@@ -45,10 +57,14 @@ class Policy:
 
         Reading is open to everybody as long as nobody has to say who they are. Mapping goes past this server: whoever can open a file
         reads all of it, and goes on reading when a permission has been withdrawn. So a server that wants to know its callers allows it
-        only where it is told to.
+        only where it is told to. Changing what is served is for callers on this host, unless it is allowed to all or to none.
         """
         if action is Action.READ:
             return True
+        if action is Action.ADMIN:
+            if self._admin == "auto":
+                return not self._authenticates and caller.is_local
+            return self._admin == "on"
         if self._mapping == "auto":
             return not self._authenticates
         return self._mapping == "on"

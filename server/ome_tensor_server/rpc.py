@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
+from ome_tensor.errors import Cancelled, DeadlineExceeded, InvalidArgument, LimitExceeded, OmeTensorError, ServerError
 from ome_tensor.watchdog import Watchdog
-from ome_tensor_proto.methods import MAY_MOVE, METHODS, ONE_MESSAGE, Method
+from ome_tensor_proto.methods import ADMIN_METHODS, MAY_MOVE, METHODS, ONE_MESSAGE, Method
 from ome_tensor_proto.status import to_status
 
 from .drain import ActiveCalls
@@ -45,6 +46,7 @@ class Call:
         self.waiting_since: float | None = None
         self._stalled = False
         self._context = context
+        self._at_end: list[Callable[[], None]] = []
         self._began = time.perf_counter()
 
     @property
@@ -61,6 +63,21 @@ class Call:
     def may_move(self) -> bool:
         """Whether the client would rather connect anew than share a busy worker."""
         return any(name == MAY_MOVE for name, _ in self._context.invocation_metadata())
+
+    @property
+    def time_remaining(self) -> float:
+        """Seconds until the client gives up; infinite where it does not say."""
+        remaining = self._context.time_remaining()
+        return float("inf") if remaining is None else float(remaining)
+
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Something to be done when the call is through, however it ends."""
+        self._at_end.append(do)
+
+    def end(self) -> None:
+        """The call is through."""
+        while self._at_end:
+            self._at_end.pop()()
 
     def expire(self) -> None:
         """The client has left a message untaken for too long: free the thread. A client that comes back resumes."""
@@ -102,7 +119,7 @@ def handlers(
         service: The functions by method name.
         calls: Where running calls are counted.
         max_request_bytes: Largest request.
-        stall_seconds: How long a message of a stream may stay untaken.
+        stall_seconds: How long a message of a stream may stay untaken, or the next one of a stream that is sent here may take to come.
 
     Raises:
         KeyError: a method of the contract has no function.
@@ -110,9 +127,13 @@ def handlers(
     watchdog = Watchdog(stall_seconds, "ome-tensor-stalls")
     table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     of_one_message: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
-    for name, method in METHODS.items():
+    for name, method in (*METHODS.items(), *ADMIN_METHODS.items()):
         # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
-        if method.streaming:
+        if method.takes_stream:
+            table[method.path] = grpc.stream_unary_rpc_method_handler(
+                _taking(method, service[name], calls, max_request_bytes, stall_seconds)
+            )
+        elif method.streaming:
             table[method.path] = grpc.unary_stream_rpc_method_handler(
                 _streaming(method, service[name], calls, max_request_bytes, watchdog)
             )
@@ -178,6 +199,10 @@ def _refuse(error: Exception, call: Call, context: grpc.ServicerContext) -> None
     context.abort_with_status(status)
 
 
+def _as_bytes(message: bytes | Message) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
 def _unary(
     method: Method, handler: Handler, calls: ActiveCalls, max_request_bytes: int
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
@@ -190,11 +215,91 @@ def _unary(
         except Exception as error:
             _refuse(error, call, context)
             raise
+        finally:
+            call.end()
         call.nbytes = len(message)
         call.finish("OK")
         return message
 
     return answer
+
+
+def _taking(
+    method: Method, handler: Handler, calls: ActiveCalls, max_request_bytes: int, stall_seconds: float
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+    def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        calls.add(context)
+        call = Call(method.name, context)
+        # gRPC waits for a message as long as the client likes. So another thread waits for it, and the call's own thread for that one, as long as
+        # is allowed: unlike one that a watchdog cancels, it can still say why it ends the call.
+        with _Receiver(method.name, parts, stall_seconds) as received:
+
+            def requests() -> Iterator[Message]:
+                for data in received:
+                    call.nbytes += len(data)
+                    yield _parse(method, data, max_request_bytes)
+                # A client that goes may end its stream as one that is through does.
+                if not call.is_active:
+                    raise _gone()
+
+            try:
+                message: bytes = handler(requests(), call).SerializeToString()
+            except Exception as error:
+                _refuse(error, call, context)
+                raise
+            finally:
+                call.end()
+        call.finish("OK")
+        return message
+
+    return answer
+
+
+class _Receiver:
+    """The messages that a client sends, each waited for so long and no longer; the next one is received while one is worked on.
+
+    Args:
+        name: Of the method, for people.
+        parts: The messages, as gRPC gives them.
+        stall_seconds: How long the next one may take.
+    """
+
+    def __init__(self, name: str, parts: Iterator[bytes], stall_seconds: float) -> None:
+        self._name, self._parts, self._stall_seconds = name, parts, stall_seconds
+        self._thread = ThreadPoolExecutor(1, "ome-tensor-receive")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not waited for: gRPC ends its wait only once the call is over.
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises DeadlineExceeded where the next one does not come in time; Cancelled where the client has gone."""
+        coming = self._thread.submit(next, self._parts, None)
+        while (data := self._result(coming)) is not None:
+            coming = self._thread.submit(next, self._parts, None)
+            yield data
+        # A call that is given up often looks first as if its stream had come to its end. Asked again, gRPC has heard of what lies behind that.
+        self._result(self._thread.submit(next, self._parts, None))
+
+    def _result(self, coming: Future[bytes | None]) -> bytes | None:
+        try:
+            return coming.result(self._stall_seconds)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self._name}: the client sent nothing for {self._stall_seconds:g} s, which this server waits at most (stall_seconds)",
+                field="stall_seconds",
+                value=self._stall_seconds,
+            ) from None
+        except grpc.RpcError:
+            # All that gRPC raises here: the client has cancelled the call, its time is up, or the connection is lost.
+            raise _gone() from None
+
+
+def _gone() -> Cancelled:
+    return Cancelled("the client has gone")
 
 
 def _streaming(
@@ -207,7 +312,7 @@ def _streaming(
         watchdog.watch(call)
         try:
             messages = handler(_parse(method, data, max_request_bytes), call)
-            for message in messages:
+            for message in map(_as_bytes, messages):
                 call.nbytes += len(message)
                 call.waiting_since = time.monotonic()
                 yield message
@@ -226,5 +331,6 @@ def _streaming(
             close = getattr(messages, "close", None)
             if close is not None:
                 close()
+            call.end()
 
     return answer

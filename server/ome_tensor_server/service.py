@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
-from ome_tensor.errors import DatasetChanged, DatasetNotFound, InvalidArgument, LimitExceeded, Overloaded, Rebalance, Unavailable
-from ome_tensor.keys import parse_key
+from ome_tensor.errors import (
+    DatasetChanged,
+    DatasetNotFound,
+    InvalidArgument,
+    InvalidRecord,
+    LimitExceeded,
+    NotSupported,
+    Overloaded,
+    Rebalance,
+    Unavailable,
+)
+from ome_tensor.keys import format_key, parse_key
+from ome_tensor.listing import DatasetInfo
 from ome_tensor.plan import Plan, ResolvedPlan
 from ome_tensor.tables import Image
 from ome_tensor.tiling import Order, TileSequence, Tiling
-from ome_tensor.view import TensorView, view_of_record
+from ome_tensor.view import TensorView, view_of_image
 from ome_tensor_proto.codec import (
     check_built,
     compression_from_proto,
@@ -29,10 +41,15 @@ from ome_tensor_proto.v1 import view_pb2
 
 from .catalogue import Catalogue, Dataset
 from .control import Control
+from .entries import Entry
+from .offices import Office
 from .policy import Action, Caller, Policy
+from .reads import ReadImages, images_of_keys, images_of_rows
 from .rpc import Call, Handler
+from .selecting import check_version, passing_rows, select
 from .settings import Settings
 from .stream import TileRead, check_tiles
+from .usage import Usage
 
 __all__ = ["TensorService"]
 
@@ -47,6 +64,9 @@ _LONG_READ = 8 << 20
 #: Seconds that a call waits for its worker to open a catalogue that others may serve already; that takes milliseconds.
 _PATIENCE = 10.0
 
+#: Calls that wait for datasets to be loaded at one time: each holds a thread, and reads of other datasets want theirs.
+_WAITERS = 8
+
 #: Elements that no image has, but repeated indices can ask for; beyond, numbers stop fitting their fields.
 _MOST_ELEMENTS = 2**56
 
@@ -58,20 +78,27 @@ class TensorService:
         settings: The limits.
         worker: Which of several workers this is.
         control: What they share, or ``None``.
+        usage: Where the use of datasets is counted.
 
     Attributes:
         is_draining: Whether new calls are refused.
+        policy: Who may do what.
     """
 
-    def __init__(self, settings: Settings, *, worker: int = 0, control: Control | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, worker: int = 0, control: Control | None = None, usage: Usage | None = None
+    ) -> None:
         self.is_draining = False
+        self.policy = Policy(settings)
+        self._usage = usage or Usage()
+        self._office: Office | None = None
+        self._waiters = threading.BoundedSemaphore(_WAITERS)
         self._catalogue: Catalogue | None = None
         self._generation = 0
         self._served = threading.Condition()
         self._worker = worker
         self._control = control
         self._settings = settings
-        self._policy = Policy(settings)
         self._reading = 0
         self._long_reads = 0
         self._lock = threading.Lock()
@@ -83,21 +110,24 @@ class TensorService:
             "ListDatasets": self.list_datasets,
             "GetDataset": self.get_dataset,
             "ListImages": self.list_images,
+            "SelectImages": self.select_images,
             "ResolveView": self.resolve_view,
             "ReadTiles": self.read_tiles,
             "MapDataset": self.map_dataset,
         }
 
-    def serve(self, catalogue: Catalogue, generation: int, announce: Callable[[], None]) -> None:
+    def serve(self, catalogue: Catalogue, generation: int, announce: Callable[[], None], office: Office | None = None) -> None:
         """Answer from this catalogue from now on.
 
         Args:
             catalogue: The datasets.
             generation: Its number in the shared control state.
             announce: Says that they are served: before anybody goes on who waits for it.
+            office: What loads datasets that are not loaded.
         """
         with self._served:
             self._catalogue = catalogue
+            self._office = office or self._office
             announce()
             self._generation = generation
             self._served.notify_all()
@@ -138,29 +168,81 @@ class TensorService:
             raise Unavailable("the server is still loading its datasets; try again shortly")
         return catalogue
 
-    def _dataset(self, name: str, call: Call) -> Dataset:
-        """A dataset that the caller may read: every way to one leads through here. What one may not read is not there."""
+    @property
+    def office(self) -> Office:
+        """What changes datasets. Raises Unavailable while nothing is served yet."""
+        self._loaded()
+        if self._office is None:
+            raise NotSupported("this server's datasets cannot be changed", field="admin")
+        return self._office
+
+    def info(self, name: str) -> DatasetInfo:
+        """What is said of a dataset, loaded or not. Raises DatasetNotFound."""
+        return self._loaded().info(name, self._usage)
+
+    def _visible(self, name: str, call: Call) -> Catalogue:
+        """The catalogue, where the caller may read that dataset in it: every way to one leads through here. What one may not read is not there."""
         catalogue = self._loaded()
-        if not self._policy.permits(Caller(call.peer), Action.READ, name):
+        if not self.policy.permits(Caller(call.peer), Action.READ, name):
             raise DatasetNotFound(f"no dataset {name!r}", field="key", value=name)
-        return catalogue.dataset(name)
+        return catalogue
+
+    def _dataset(self, name: str, call: Call) -> Dataset:
+        """A dataset that the caller may read: loaded first, if it is not, and in use until the call is through."""
+        while True:
+            catalogue = self._visible(name, call)
+            entry = catalogue.entry(name)
+            if entry.is_ready:
+                self._usage.begin(entry.slot)
+                # From here on it does not leave, unless it just has.
+                if self._catalogue is catalogue or self._is_served(entry):
+                    call.at_end(partial(self._usage.end, entry.slot))
+                    try:
+                        return catalogue.dataset(name)
+                    except OSError as error:
+                        raise InvalidRecord(
+                            f"dataset {name!r} cannot be opened: {error.strerror or error}", field="key", value=name
+                        ) from None
+                self._usage.end(entry.slot)
+                continue
+            self._wait_for(name, call)
+
+    def _is_served(self, entry: Entry) -> bool:
+        try:
+            return self._loaded().entry(entry.name) == entry
+        except DatasetNotFound:
+            return False
+
+    def _wait_for(self, name: str, call: Call) -> None:
+        """Have a dataset loaded, for as long as this call may wait. Only so many calls wait: other datasets are read meanwhile."""
+        office = self._office
+        if office is None:
+            raise Unavailable(f"dataset {name!r} is not loaded", field="loading", value="0")
+        waits = self._waiters.acquire(blocking=False)
+        try:
+            # The client is to hear of it before it gives up.
+            office.load(name, min(self._settings.load_seconds, 0.7 * call.time_remaining) if waits else 0.0)
+        finally:
+            if waits:
+                self._waiters.release()
 
     # -- listings ------------------------------------------------------------------------------------------------------------------
 
     def list_datasets(self, request: pb.ListDatasetsRequest, call: Call) -> pb.ListDatasetsResponse:
         """All datasets by name, in pages; a page token is the number of datasets before it."""
         caller = Caller(call.peer)
-        datasets = [one for one in self._loaded().datasets.values() if self._policy.permits(caller, Action.READ, one.name)]
+        catalogue = self._loaded()
+        datasets = [name for name in catalogue.names if self.policy.permits(caller, Action.READ, name)]
         first = _token(request.page_token, len(datasets)) if request.page_token else 0
         count = _page_size(request.page_size)
         return pb.ListDatasetsResponse(
-            datasets=[dataset_to_proto(dataset.info) for dataset in datasets[first : first + count]],
+            datasets=[dataset_to_proto(catalogue.info(name, self._usage)) for name in datasets[first : first + count]],
             next_page_token=str(first + count) if first + count < len(datasets) else "",
         )
 
     def get_dataset(self, request: pb.GetDatasetRequest, call: Call) -> pb.GetDatasetResponse:
         """One dataset."""
-        return pb.GetDatasetResponse(dataset=dataset_to_proto(self._dataset(request.name, call).info))
+        return pb.GetDatasetResponse(dataset=dataset_to_proto(self._visible(request.name, call).info(request.name, self._usage)))
 
     def list_images(self, request: pb.ListImagesRequest, call: Call) -> pb.ListImagesResponse:
         """The images of a dataset, in pages; a page token is the version it was given for and the number of images before it."""
@@ -171,7 +253,7 @@ class TensorService:
                 field="column",
                 value=request.column,
             )
-        total = dataset.columns[request.column].image_count if request.column else dataset.info.image_count
+        chosen = passing_rows(dataset, request.filter) if request.HasField("filter") else None
         version, _, number = request.page_token.rpartition(":")
         if request.page_token and version != dataset.version:
             raise DatasetChanged(
@@ -179,9 +261,9 @@ class TensorService:
                 field="page_token",
                 value=request.page_token,
             )
-        first = _token(number, total) if request.page_token else 0
+        first = _token(number, dataset.info.image_count) if request.page_token else 0
         count = _page_size(request.page_size)
-        places = dataset.places(request.column or None, first, count)
+        places, total = dataset.places(request.column or None, first, count, chosen)
         return pb.ListImagesResponse(
             images=[image_to_proto(dataset.describe(row, column)) for row, column in places],
             next_page_token=f"{dataset.version}:{first + count}" if first + count < total else "",
@@ -189,11 +271,16 @@ class TensorService:
             dataset_version=dataset.version,
         )
 
+    def select_images(self, request: pb.SelectImagesRequest, call: Call) -> Iterator[pb.SelectImagesResponse]:
+        """Rows of a table, and what is said of their images."""
+        call.image = request.dataset
+        yield from select(request, self._dataset(request.dataset, call))
+
     # -- views ---------------------------------------------------------------------------------------------------------------------
 
     def resolve_view(self, request: pb.ResolveViewRequest, call: Call) -> pb.ResolveViewResponse:
         """What a view is; no pixel is read."""
-        image, view, resolved, arrow = self._view(request.key, request.view, call)
+        image, view, resolved, arrow = self._view(request.key, request.view, call, request.pyramid_level)
         tiling, order, _ = _cut(request)
         tiles = TileSequence(resolved.selection if arrow else resolved.shown, tiling, order)
         check_tiles(tiles, resolved.dtype, self._settings)
@@ -241,7 +328,7 @@ class TensorService:
     def map_dataset(self, request: pb.MapDatasetRequest, call: Call) -> pb.MapDatasetResponse:
         """Where a client on this host finds a dataset's file."""
         dataset = self._dataset(request.dataset, call)
-        if not self._policy.permits(Caller(call.peer), Action.MAP, dataset.name):
+        if not self.policy.permits(Caller(call.peer), Action.MAP, dataset.name):
             return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_NOT_ALLOWED)
         if not is_host_proof("client", request.nonce, request.host_proof):
             return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_OTHER_HOST)
@@ -286,7 +373,7 @@ class TensorService:
             return self._settings.max_concurrent_reads - self._reading
 
     def _read(self, request: pb.ReadTilesRequest, call: Call) -> TileRead:
-        image, view, resolved, arrow = self._view(request.keys[0], request.view, call, request.if_version)
+        images = self._images(request, call)
         tiling, order, start_slab = _cut(request)
         aim = min(self._settings.batch_bytes, self._settings.max_message_bytes)
         # A hint: not so small that a view becomes millions of messages, not so large that a few clients fill the memory.
@@ -295,44 +382,74 @@ class TensorService:
             max(least, min(request.max_message_bytes, self._settings.max_message_bytes)) if request.max_message_bytes else aim
         )
         compression = compression_from_proto(request.compression)
-        return TileRead(
-            image, view, resolved, tiling, order, arrow, start_slab, request.tiles_per_batch, message_bytes, compression
-        )
+        return TileRead(images, tiling, order, start_slab, request.tiles_per_batch, message_bytes, compression)
 
-    def _view(
-        self, key: str, message: view_pb2.View, call: Call, version: str = ""
-    ) -> tuple[Image, TensorView, ResolvedPlan, bool]:
+    def _images(self, request: pb.ReadTilesRequest, call: Call) -> ReadImages:
+        """The images of a read, all of one dataset, their views resolved."""
+        self._loaded()  # Before the request is looked at: while there is nothing to serve, nothing else is worth saying.
+        listed = request.image_rows if request.HasField("image_rows") else None
+        keys = []
+        if listed is not None:
+            name = listed.dataset
+            call.image = format_key(name, listed.column or None, None)
+        else:
+            call.image = request.keys[0]
+            keys = [parse_key(key) for key in request.keys]
+            name = keys[0].dataset
+            other = next((key for key, parsed in zip(request.keys, keys, strict=True) if parsed.dataset != name), None)
+            if other is not None:
+                raise InvalidArgument(
+                    f"the images of one read are of one dataset: {name!r}, not {other!r}", field="keys", value=other
+                )
+        dataset = self._dataset(name, call)
+        # Before anything else: of another version every other complaint would mislead.
+        check_version(dataset, request.if_version)
+        dataset.check_unchanged()
+        if listed is not None:
+            rows = np.fromiter(listed.rows, np.uint64, len(listed.rows))
+            # What is no row of any table must stay none.
+            rows = np.minimum(rows, np.uint64(2**62)).astype(np.int64)
+            places = images_of_rows(dataset, listed.column, rows, request.pyramid_level, self._settings.max_tiles)
+        else:
+            if len(keys) > self._settings.max_indices:
+                raise LimitExceeded(
+                    f"the request lists {len(keys)} keys; this server takes at most {self._settings.max_indices} (image_rows may be more)",
+                    field="keys",
+                    value=len(keys),
+                )
+            places = images_of_keys(dataset, keys, request.pyramid_level)
+        self._check_indices(request.view)
+        plan: Plan = plan_from_proto(request.view)
+        images = ReadImages(dataset, places, plan, mode_from_proto(request.view) == "arrow", request.beside)
+        call.image = images.key(0) if len(images) == 1 else call.image
+        for view in images.views:
+            _check_elements(view)
+        return images
+
+    def _view(self, key: str, message: view_pb2.View, call: Call, level: int = 0) -> tuple[Image, TensorView, ResolvedPlan, bool]:
         """The image, the view, what it shows (in the stored dtype where flat values are wanted) and whether flat values are wanted.
 
         Args:
-            version: What the dataset must be; empty for any. Looked at before anything else: of another version every other complaint would mislead.
+            key: The image.
+            message: The view.
+            call: Who asks.
+            level: Of the image's pyramid.
         """
         call.image = key
         self._loaded()  # Before the request is looked at: while there is nothing to serve, nothing else is worth saying.
         parsed = parse_key(key)
         dataset = self._dataset(parsed.dataset, call)
-        if version and version != dataset.version:
-            raise DatasetChanged(
-                f"dataset {dataset.name!r} is now version {dataset.version}, not {version}: going on would mix pixels of two versions",
-                field="if_version",
-                value=version,
-            )
         dataset.check_unchanged()
-        image = dataset.image(parsed.column, parsed.row)
+        image = dataset.image(parsed.column, parsed.row, level)
         call.image = image.key
         self._check_indices(message)
         plan: Plan = plan_from_proto(message)
-        view = view_of_record(image.pixels, plan)
+        view = view_of_image(image.pixels, plan)
         resolved = view.resolved
-        if resolved.selection.size > _MOST_ELEMENTS:
-            raise LimitExceeded(
-                f"the view has {resolved.selection.size} elements; this server takes at most {_MOST_ELEMENTS}",
-                field="view",
-                value=resolved.shown.shape,
-            )
+        _check_elements(resolved)
         arrow = mode_from_proto(message) == "arrow"
         if arrow:
-            stored = image.pixels.index.stored_dtype
+            stored = image.pixels.stored_dtype
             resolved = ResolvedPlan(resolved.selection, resolved.layout, stored or np.dtype(np.uint16), resolved.channel_policy)
         return image, view, resolved, arrow
 
@@ -359,6 +476,15 @@ def _cut(request: pb.ReadTilesRequest | pb.ResolveViewRequest) -> tuple[Tiling, 
         order_from_proto(order) if request.HasField("order") else _IN_ORDER,
         order.start_slab,
     )
+
+
+def _check_elements(resolved: ResolvedPlan) -> None:
+    if resolved.selection.size > _MOST_ELEMENTS:
+        raise LimitExceeded(
+            f"the view has {resolved.selection.size} elements; this server takes at most {_MOST_ELEMENTS}",
+            field="view",
+            value=resolved.shown.shape,
+        )
 
 
 def _page_size(asked: int) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 from ome_tensor.errors import InvalidArgument
 
+from .budget import machine_memory, parse_size
+
 __all__ = ["PREFIX", "Settings"]
 
 PREFIX = "OME_TENSOR_"
@@ -30,6 +32,9 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("decode_cache_bytes", 0, 1 << 50),
     ("grace_seconds", 0, 86_400),
     ("stall_seconds", 1, 86_400),
+    ("load_seconds", 0, 86_400),
+    ("watch_seconds", 0, 86_400),
+    ("max_upload_bytes", 1, 1 << 50),
 )
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
@@ -37,6 +42,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mapping", ("auto", "on", "off")),
+    ("admin", ("auto", "on", "off")),
     ("log_format", ("text", "json")),
     ("log_level", ("debug", "info", "warning", "error")),
 )
@@ -54,6 +60,18 @@ class Settings:
             where they fit, else the user's cache folder; ``none``: this process's own memory, which only one worker can have.
         mapping: Whether clients on this host may map datasets from the store: ``auto`` (unless callers must say who they are), ``on``, ``off``.
             File permissions decide who can.
+        memory_limit: What loaded datasets may take together, the cache of decompressed chunks included: a size (``16G``), or a part of the memory
+            that the machine or the container has (``60%``). The least recently used ones leave for others; one in use does not. A dataset that is
+            larger is served from its source piece by piece, or refused.
+        preload: Load datasets at the start, as far as they fit, instead of when they are first used.
+        load_seconds: How long a call waits for a dataset that is being loaded before it is told to come again.
+        watch_seconds: How often the served folders are looked at for new, changed and removed files; 0: never.
+        roots: Folders (and beginnings of addresses) below which datasets may be registered, joined with ``:`` (with spaces where addresses are among
+            them); empty: the folders that are served.
+        admin: Who may register, upload, refresh, load and remove datasets: ``auto`` (callers on this host, as long as callers need not say who they
+            are), ``on`` (everybody), ``off`` (nobody).
+        uploads: Folder where datasets that clients upload are kept for good; empty: none are taken.
+        max_upload_bytes: Largest upload.
         batch_bytes: Aim of a message's size. About 1 MiB measured best: smaller pays per message, larger misses the cache (PERFORMANCE).
         max_request_bytes: Largest request message.
         max_tile_bytes: Largest tile that may be asked for; reading a whole view is not bounded by it, since that comes in slabs.
@@ -62,9 +80,10 @@ class Settings:
         max_message_bytes: Largest message; bounds ``tiles_per_batch`` and the size a client may ask for.
         max_chunk_bytes: Largest compressed chunk that is decompressed: a few bytes of a file can claim to be any size.
         max_concurrent_reads: Streams served at once, a thread each; one more is refused at once with RESOURCE_EXHAUSTED.
-        decode_cache_bytes: Decompressed chunks kept, over all datasets.
+        decode_cache_bytes: Decompressed chunks kept, over all datasets: half for those loaded, half for those served in place.
         grace_seconds: How long running streams may finish after SIGTERM.
         stall_seconds: How long a client may leave a message untaken before its stream is ended and its place freed; it can resume.
+            How long an upload may send nothing, too: then it is ended, and what has come is forgotten.
         log_format: ``text`` or ``json``, one line a call on stderr.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -74,6 +93,14 @@ class Settings:
     workers: int = 1
     store: str = "auto"
     mapping: str = "auto"
+    memory_limit: str = "50%"
+    preload: bool = False
+    load_seconds: float = 20.0
+    watch_seconds: float = 0.0
+    roots: str = ""
+    admin: str = "auto"
+    uploads: str = ""
+    max_upload_bytes: int = 64 << 30
     batch_bytes: int = 1 << 20
     max_request_bytes: int = 4 << 20
     max_tile_bytes: int = 2 << 30
@@ -82,7 +109,7 @@ class Settings:
     max_tiles: int = 2_000_000
     max_indices: int = 65_536
     max_concurrent_reads: int = 64
-    decode_cache_bytes: int = 256 << 20
+    decode_cache_bytes: int = 512 << 20
     grace_seconds: float = 30.0
     stall_seconds: float = 120.0
     log_format: str = "text"
@@ -107,6 +134,7 @@ class Settings:
                 field="store",
                 value=self.store,
             )
+        parse_size(self.memory_limit, "memory_limit", machine_memory())
         for name, allowed in _CHOICES:
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
@@ -114,6 +142,36 @@ class Settings:
                     field=name,
                     value=getattr(self, name),
                 )
+
+    @property
+    def memory_bytes(self) -> int:
+        """``memory_limit`` in bytes."""
+        return parse_size(self.memory_limit, "memory_limit", machine_memory())
+
+    @property
+    def cache_bytes(self) -> int:
+        """What one worker and its readers keep of decompressed chunks: a quarter of the memory limit at most, all workers together."""
+        return min(self.decode_cache_bytes, self.memory_bytes // 4 // self.workers)
+
+    @property
+    def own_cache_bytes(self) -> int:
+        """The part of :attr:`cache_bytes` for chunks of loaded datasets, which the worker itself decompresses."""
+        return self.cache_bytes // 2
+
+    @property
+    def reader_cache_bytes(self) -> int:
+        """The part of :attr:`cache_bytes` for blocks of what is served in place, all readers together."""
+        return self.cache_bytes - self.own_cache_bytes
+
+    @property
+    def reader_bytes(self) -> int:
+        """Memory that a process which reads sources may have: however little is left for datasets, as much as libraries want."""
+        return max(self.memory_bytes // 2, 1 << 30)
+
+    @property
+    def dataset_bytes(self) -> int:
+        """What loaded datasets may take together: the memory limit less what the workers keep of decompressed chunks."""
+        return self.memory_bytes - self.workers * self.cache_bytes
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:

@@ -2,14 +2,14 @@
 
 A dataset is two files: ``ID-VERSION.arrow`` holds its image columns, ``ID.json`` (the manifest) says what it was made from and what it is. The
 manifest is written last, by write, fsync, rename: a dataset is there whole or not at all, whenever the machine stops. While its source is
-unchanged (path, size, modification time) a restart maps the file and parses nothing.
+unchanged (its fingerprint) a restart maps the file and parses nothing.
 
 An Arrow file given as a source needs no conversion. The store makes a file of its own that shares the source's blocks, where the file system
 can do that; else it gives the source a second name, so that it can be mapped again after it was renamed or removed; else, on another file
 system, it is mapped where it lies. In the latter two cases somebody may still write to it: see :meth:`ImageTable.check_unchanged`.
 
-One process writes at a time, by a lock on the folder. A data file stays as long as any server that runs uses it (:class:`Leases`). Files of other
-names than these are never touched.
+One process writes a dataset at a time, by a lock on its part of a file. A data file stays as long as any server that runs uses it
+(:class:`Leases`). Files of other names than these are never touched.
 """
 
 from __future__ import annotations
@@ -21,44 +21,45 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from ome_tensor.arrow_file import ArrowImages, is_arrow, is_arrow_file
-from ome_tensor.errors import InvalidArgument, OmeTensorError
-from ome_tensor.tables import digest
+from ome_tensor.errors import InvalidArgument
 
-from .arrow_writer import write_images
-from .leases import Leases
+from .leases import Leases, Locks
+from .loading import Loaded, Loader
 from .manifest import FORMAT, Manifest, dataset_id, read_manifest
-from .parquet import ParquetImages
-from .sources import Source, read_source
+from .mounts import is_memory, min_mode
+from .readers.detect import is_address
+from .readers.files import check_unchanged
+from .readers.folders import folder_stats
 
-__all__ = ["Manifest", "Store", "is_full", "is_store", "open_store"]
+__all__ = ["Manifest", "Store", "is_full", "is_store"]
 
 _log = logging.getLogger(__name__)
-
-_SHARED_MEMORY = Path("/dev/shm")
 
 #: By this file a folder is known as a store.
 _MARKER = ".ome-tensor-store"
 _MARKER_TEXT = (
     "ome-tensor serve keeps datasets here. It can all be deleted when no server runs: it is made again from the sources.\n"
 )
-_LOCK, _LEASES = ".lock", ".leases"
+_LOCK, _LEASES, LEVELS = ".lock", ".leases", "levels"
 
 _DATA = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.arrow")
 _MANIFEST = re.compile(r"[0-9a-f]{16}\.json")
-_UNFINISHED = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{16}\.arrow|\.json)\.tmp")
+_UNFINISHED = re.compile(r"[0-9a-f]{16}((-[0-9a-f]{16})?\.arrow|\.json)\.tmp")
 
 #: What does not make a folder somebody else's: the last is in every new ext4 file system.
-_HARMLESS = frozenset({_MARKER, _LOCK, _LEASES, "lost+found"})
+_HARMLESS = frozenset({_MARKER, _LOCK, _LEASES, LEVELS, "lost+found"})
 
 #: Linux's ioctl that makes a file of another's blocks.
 _FICLONE = 0x40049409
+
+Progress = Callable[[int], None]
 
 
 class Store:
@@ -87,11 +88,12 @@ class Store:
                 raise _unusable(folder, "belongs to another user")
             if not is_store(self.folder):
                 self._found()
-            (self.folder / _LOCK).touch(mode=0o600)
+            self._locks = Locks(self.folder / _LOCK)
             self._leases = Leases(self.folder / _LEASES)
         except OSError as error:
             raise _unusable(folder, f"cannot be used: {error.strerror}") from None
         self._folder_mode = status.st_mode
+        self._is_memory = is_memory(self.folder)
         #: The data file leased for each dataset.
         self._leased: dict[str, str] = {}
 
@@ -105,29 +107,77 @@ class Store:
         marker.touch(mode=0o600)
         marker.write_text(_MARKER_TEXT)
 
-    def load(self, path: Path) -> Manifest:
-        """The dataset of a source file: from the store where that is current, else converted into it.
+    @property
+    def levels_folder(self) -> Path:
+        """Where pyramid levels that were made of its datasets belong."""
+        return self.folder / LEVELS
+
+    def current(self, location: str) -> Manifest | None:
+        """The dataset of a source, where the store has it and the source is unchanged; used by this server from then on."""
+        location = _resolved(location)
+        found = self._current(location)
+        if found is None:
+            spare = self._open_spare()
+            found = None if spare is None else spare._current(location)
+        return found
+
+    def load(
+        self,
+        location: str,
+        loader: Loader,
+        *,
+        progress: Progress = lambda _: None,
+        cancelled: threading.Event | None = None,
+        anew: bool = False,
+    ) -> Manifest:
+        """The dataset of a source: from the store where that is current, else loaded into it.
+
+        Args:
+            location: The source.
+            loader: Reads it.
+            progress, cancelled: See :meth:`Loader.load`.
+            anew: Whether to look at the source even where nothing says that it has changed: at an address nothing does.
 
         Raises:
-            InvalidRecord: the source cannot be read, holds no images, or is being changed.
+            InvalidRecord, LimitExceeded, MissingDependency: the source cannot be read.
             OSError: the disk is full, or the source cannot be opened. The store is as it was.
+            Cancelled: the load was given up.
         """
-        path = path.resolve()
-        found = self._current(path)
+        found = None if anew else self.current(location)
         if found is not None:
             return found
-        spare = self._open_spare()
-        found = None if spare is None else spare._current(path)
-        if found is not None:
-            return found
+        location = _resolved(location)
         try:
-            return self._make(path)
+            return self._make(location, loader, progress, cancelled, anew)
         except OSError as error:
             spare = self._open_spare(make=True) if is_full(error) else None
             if spare is None:
                 raise
-            _log.warning("store %s is full: %s goes to %s", self.folder, path.name, spare.folder)
-            return spare._make(path)
+            _log.warning("store %s is full: %s goes to %s", self.folder, os.path.basename(location), spare.folder)
+            return spare._make(location, loader, progress, cancelled, anew)
+
+    def discard(self, manifest: Manifest) -> bool:
+        """This server does not use a dataset any more: its memory is wanted. Whether its file was removed.
+
+        That is done where it lies in memory. Of a file on a disk only the pages leave memory, and it is there for the next time.
+        """
+        if self._spare is not None and self._spare._owns(manifest.file):
+            return self._spare.discard(manifest)
+        dataset, name = dataset_id(manifest.source), Path(manifest.file).name
+        if self._leased.get(dataset) == name:
+            del self._leased[dataset]
+            self._leases.release(name)
+        if not self._owns(manifest.file):
+            return False
+        if not self._is_memory:
+            with suppress(OSError), open(manifest.file, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return False
+        with self._locks.attempted(dataset) as is_mine:
+            removed = is_mine and self._remove(manifest.file)
+            if removed:
+                (self.folder / f"{dataset}.json").unlink(missing_ok=True)
+            return removed
 
     def _open_spare(self, *, make: bool = False) -> Store | None:
         folder = self._spare_folder
@@ -145,7 +195,7 @@ class Store:
         spare = self._open_spare()
         if spare is not None:
             spare.clean()
-        with self._locked(wait=False) as is_mine:
+        with self._locks.attempted() as is_mine:
             if is_mine:
                 self._clean()
 
@@ -180,10 +230,10 @@ class Store:
                 path.unlink(missing_ok=True)
         return is_unused
 
-    def _current(self, source: Path) -> Manifest | None:
+    def _current(self, source: str) -> Manifest | None:
         """What there is of a source, leased, if that is current."""
         manifest = read_manifest(self.folder / f"{dataset_id(source)}.json")
-        if manifest is None or manifest.source != str(source) or not manifest.is_current:
+        if manifest is None or manifest.source != source or not manifest.is_current:
             return None
         with suppress(LookupError), self._leasing(manifest):
             # Until it was leased somebody may have taken it away.
@@ -196,7 +246,7 @@ class Store:
     @contextmanager
     def _leasing(self, manifest: Manifest) -> Iterator[None]:
         """Lease a dataset's file, which this server uses from now on instead of the one before; not where the block fails."""
-        dataset, name = dataset_id(Path(manifest.source)), Path(manifest.file).name
+        dataset, name = dataset_id(manifest.source), Path(manifest.file).name
         before = self._leased.get(dataset)
         if self._owns(manifest.file):
             self._leases.take(name)
@@ -212,115 +262,102 @@ class Store:
 
     def _permit(self, manifest: Manifest) -> None:
         """Let those read a dataset's file who may by now: permissions of its source and of the folder may have been changed."""
-        if self._owns(manifest.file):
-            file, source = os.stat(manifest.file), os.stat(manifest.source)
-            mode = self._mode(file, source)
+        if self._owns(manifest.file) and not is_address(manifest.source):
+            file = os.stat(manifest.file)
+            mode = self._mode(file, manifest.source)
             # Of a file with two names the source's owner decides.
-            if not os.path.samestat(file, source) and stat.S_IMODE(file.st_mode) != mode:
+            if not os.path.samestat(file, os.stat(manifest.source)) and stat.S_IMODE(file.st_mode) != mode:
                 os.chmod(manifest.file, mode)
 
-    def _mode(self, file: os.stat_result, source: os.stat_result) -> int:
-        """For whom a file of the store is: nobody who may not read its source, or may not look into the folder, and nobody else writes to it."""
-        is_same_group = file.st_gid == source.st_gid
-        group, others = bool(source.st_mode & 0o040), bool(source.st_mode & 0o004)
-        # The source's group, where that is shut out, is among the others here; its others are this file's group.
-        others = others and (group or is_same_group)
-        return 0o600 | (self._folder_mode & (0o040 * (group if is_same_group else others) | 0o004 * others))
+    def _mode(self, file: os.stat_result, source: str) -> int:
+        """For whom a file of the store is that was made of a source, or of all that lies in it."""
+        stats = [os.stat(source), *(folder_stats(Path(source)) if os.path.isdir(source) else ())]
+        return min_mode(self._folder_mode, file, stats)
 
-    @contextmanager
-    def _locked(self, *, wait: bool = True) -> Iterator[bool]:
-        """With the right to write; without waiting, whether it was to be had."""
-        # Opened for writing too: locks on NFS ask for that.
-        with (self.folder / _LOCK).open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def _make(self, path: Path) -> Manifest:
-        with self._locked():
+    def _make(self, location: str, loader: Loader, progress: Progress, cancelled: threading.Event | None, anew: bool) -> Manifest:
+        with self._locks.held(dataset_id(location), cancelled):
             # Another process may have done it meanwhile.
-            found = self._current(path)
-            return found if found is not None else read_source(path, self._convert)
+            found = None if anew else self._current(location)
+            return found if found is not None else self._convert(location, loader, progress, cancelled)
 
-    def _convert(self, source: Source) -> Manifest:
-        name = dataset_id(source.path)
-        record = self.folder / f"{name}.json"
+    def _convert(self, location: str, loader: Loader, progress: Progress, cancelled: threading.Event | None) -> Manifest:
+        name = dataset_id(location)
+        record, temporary = self.folder / f"{name}.json", self.folder / f"{name}.arrow.tmp"
         before = read_manifest(record)
-        version = digest(source.file)
-        manifest = Manifest(
-            format=FORMAT,
-            source=str(source.path),
-            size=source.stat.st_size,
-            modified_ns=source.stat.st_mtime_ns,
-            version=version,
-            file=str(self.folder / f"{name}-{version}.arrow"),
-            file_inode=0,
-            file_size=0,
-            file_modified_ns=0,
-            rows=0,
-            others=[],
-        )
+        there = before.version if before is not None and before.source == location and before.has_file else ""
+        # What lies at an address has to be read before anybody knows its version.
+        known = "" if is_address(location) else there
+        target = None
         try:
-            with self._leasing(manifest):
-                if before is not None and (before.version, before.file) == (version, manifest.file) and before.has_file:
-                    # Copied or touched, and still the same.
-                    source.check()
-                    made = replace(before, size=manifest.size, modified_ns=manifest.modified_ns)
+            with open(temporary, "w+b", opener=_private) as file:
+                loaded = loader.load(location, file.fileno(), known=known, progress=progress, cancelled=cancelled)
+                is_there = before is not None and loaded.version == there
+                if not (loaded.is_mapped or is_there):
+                    if not is_address(location):
+                        os.fchmod(file.fileno(), self._mode(os.fstat(file.fileno()), location))
+                    os.fsync(file.fileno())
+            made = self._manifest(location, loaded)
+            target = made.file
+            with self._leasing(made):
+                if is_there and before is not None:
+                    # Copied, touched or read again, and still the same.
+                    made = replace(before, fingerprint=loaded.fingerprint)
                     self._permit(made)
                 else:
-                    made = self._fill(manifest, source)
+                    if loaded.is_mapped:
+                        path = self._keep(location, loaded, Path(made.file))
+                    else:
+                        path = Path(made.file)
+                        temporary.replace(path)
+                        self._sync()
+                    made = self._found_file(made, path)
                 with self._replacing(record) as file:
                     file.write(json.dumps(asdict(made)).encode())
         except BaseException:
-            if before is None or before.file != manifest.file:
-                self._remove(manifest.file)
+            if target is not None and (before is None or before.file != target):
+                self._remove(target)
             raise
+        finally:
+            temporary.unlink(missing_ok=True)
         if before is not None and before.file not in (made.file, made.source):
             self._remove(before.file)
         return made
 
-    def _fill(self, manifest: Manifest, source: Source) -> Manifest:
-        """Put the pixels where the manifest says, or leave them where they are; the manifest with what is known then."""
-        target = Path(manifest.file)
-        images: ParquetImages | ArrowImages
-        if is_arrow(source.file):
-            images = ArrowImages(source.path, source.file.fileno())
-            if images.is_mapped:
-                # Reads metadata only.
-                rows, target = images.load(manifest.version).rows, self._keep(source, target)
-            else:
-                with self._replacing(target, source) as file:
-                    rows = write_images(images.schema, images.row_groups(source.file), file)
-        else:
-            images = ParquetImages(source.path, source.file)
-            with self._replacing(target, source) as file:
-                rows = write_images(images.schema, images.row_groups(), file)
-        found = target.stat()
-        if os.path.samestat(found, source.stat):
-            # That is what was digested, not what may be written to it by now.
-            found = source.stat
-        return replace(
-            manifest,
-            file=str(target),
-            file_inode=found.st_ino,
-            file_size=found.st_size,
-            file_modified_ns=found.st_mtime_ns,
-            rows=rows,
-            others=[list(other) for other in images.others],
+    def _manifest(self, location: str, loaded: Loaded) -> Manifest:
+        """What is to be said of a dataset; not yet where it lies."""
+        info = loaded.info
+        return Manifest(
+            format=FORMAT,
+            source=location,
+            source_format=info.format,
+            fingerprint=loaded.fingerprint,
+            version=loaded.version,
+            file=str(self.folder / f"{dataset_id(location)}-{loaded.version}.arrow"),
+            file_inode=0,
+            file_size=0,
+            file_modified_ns=0,
+            rows=info.rows,
+            images=list(info.images),
+            others=[list(other) for other in info.others],
         )
 
-    def _keep(self, source: Source, target: Path) -> Path:
+    def _found_file(self, manifest: Manifest, path: Path) -> Manifest:
+        found = path.stat()
+        return replace(
+            manifest, file=str(path), file_inode=found.st_ino, file_size=found.st_size, file_modified_ns=found.st_mtime_ns
+        )
+
+    def _keep(self, location: str, loaded: Loaded, target: Path) -> Path:
         """Give the store a file of the source's very bytes that takes no room: ``target``, or the source itself where that cannot be had."""
-        if source.path.parent == self.folder:
-            source.check()
-            return source.path
+        source = Path(location)
+        if source.parent == self.folder:
+            return source
         try:
-            with self._replacing(target, source) as file:
+            with self._replacing(target) as file, source.open("rb") as opened:
+                os.fchmod(file.fileno(), min_mode(self._folder_mode, os.fstat(file.fileno()), [os.fstat(opened.fileno())]))
                 # Its blocks, shared until either is written to.
-                fcntl.ioctl(file.fileno(), _FICLONE, source.file.fileno())
+                fcntl.ioctl(file.fileno(), _FICLONE, opened.fileno())
+                check_unchanged(os.fstat(opened.fileno()), loaded.fingerprint, source)
             return target
         except OSError as error:
             if is_full(error):
@@ -328,33 +365,29 @@ class Store:
         temporary = _temporary(target)
         try:
             temporary.unlink(missing_ok=True)
-            os.link(source.path, temporary)
+            os.link(source, temporary)
             # By its path, which may have come to name another file; then the check fails.
-            source.check()
+            check_unchanged(temporary.stat(), loaded.fingerprint, source)
             temporary.replace(target)
             self._sync()
             return target
         except OSError:
             # Another file system, or one without links, or another user's file.
-            source.check()
-            return source.path
+            check_unchanged(source.stat(), loaded.fingerprint, source)
+            return source
         finally:
             # Renaming one name of a file over another does nothing.
             temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _replacing(self, target: Path, source: Source | None = None) -> Iterator[IO[bytes]]:
-        """A file that becomes ``target`` at the end, whole and on disk, or disappears; also where its source was changed meanwhile."""
+    def _replacing(self, target: Path) -> Iterator[IO[bytes]]:
+        """A file that becomes ``target`` at the end, whole and on disk, or disappears."""
         temporary = _temporary(target)
         try:
-            with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                if source is not None:
-                    os.fchmod(file.fileno(), self._mode(os.fstat(file.fileno()), source.stat))
+            with open(temporary, "wb", opener=_private) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if source is not None:
-                source.check()
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -392,7 +425,9 @@ def _temporary(target: Path) -> Path:
 
 
 def _is_gone(source: str) -> bool:
-    """Whether there is no such file; one that only cannot be looked at may come back."""
+    """Whether there is no such file; one that only cannot be looked at may come back, and so may what an address names."""
+    if is_address(source):
+        return False
     try:
         os.stat(source)
     except (FileNotFoundError, NotADirectoryError):
@@ -402,64 +437,9 @@ def _is_gone(source: str) -> bool:
     return False
 
 
-def open_store(setting: str, sources: Sequence[Path]) -> Store | None:
-    """The store that a setting means.
-
-    Args:
-        setting: A folder; ``auto``: shared memory where those sources that are in no store yet fit in half of what is free there, else the user's
-            cache folder; ``none``. With ``auto`` each of the two is used for what it holds already, and where the other is full.
-        sources: What is to be loaded.
-
-    Raises:
-        InvalidArgument: the folder cannot be used.
-    """
-    if setting == "none":
-        return None
-    if setting != "auto":
-        return Store(Path(setting))
-    places = [_SHARED_MEMORY / f"ome-tensor-{os.getuid()}"]
-    # A user without a home has no cache folder.
-    with suppress(RuntimeError):
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        places.append(Path(cache) / "ome-tensor" / "store")
-    needed = sum(_size(source) for source in sources if not any(_is_held(source.resolve(), place) for place in places))
-    if not _fits(needed):
-        places.reverse()
-    problems = []
-    for place in places:
-        others = [other for other in places if other != place]
-        try:
-            return Store(place, others[0] if others else None, is_optional=True)
-        except InvalidArgument as error:
-            problems.append(error)
-    raise problems[0]
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
-def _fits(needed: int) -> bool:
-    try:
-        free = os.statvfs(_SHARED_MEMORY)
-    except OSError:
-        return False
-    return needed < free.f_bavail * free.f_frsize // 2 and os.access(_SHARED_MEMORY, os.W_OK)
-
-
-def _is_held(source: Path, folder: Path) -> bool:
-    manifest = read_manifest(folder / f"{dataset_id(source)}.json") if is_store(folder) else None
-    return manifest is not None and manifest.source == str(source) and manifest.is_current
-
-
-def _size(source: Path) -> int:
-    """About the bytes that a source will take in a store."""
-    try:
-        if is_arrow_file(source):
-            # Compressed ones are rarely packed closer than that; others are not copied.
-            arrow = ArrowImages(source)
-            return 0 if arrow.is_mapped else 2 * arrow.file.size
-        parquet = ParquetImages(source)
-        try:
-            return parquet.decoded_bytes
-        finally:
-            parquet.close()
-    except (OmeTensorError, OSError):
-        # Loading it will say what is wrong.
-        return 0
+def _resolved(location: str) -> str:
+    return location if is_address(location) else os.path.realpath(location)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .app import TensorServer
-from .catalogue import Catalogue, find_sources
+from .catalogue import Catalogue
+from .finding import find_sources
 from .settings import Settings
 
 __all__ = ["RunningServer", "running_server"]
@@ -36,12 +37,14 @@ def running_server(paths: Sequence[str | Path], **settings: Any) -> Iterator[Run
 
     Args:
         paths: As for ``ome-tensor serve``.
-        settings: Fields of :class:`Settings`; without ``store`` there is none, so nothing is left behind, and nothing can be mapped.
+        settings: Fields of :class:`Settings`; without ``store`` there is none, so nothing is left behind, and nothing can be mapped; without
+            ``preload`` datasets are loaded at the start.
     """
-    server = TensorServer(Settings(**({"listen": "127.0.0.1:0", "store": "none"} | settings)))
+    usual: dict[str, Any] = {"listen": "127.0.0.1:0", "store": "none", "preload": True}
+    server = TensorServer(Settings(**usual | settings))
     try:
         target = server.start()
-        catalogue = server.load(find_sources(paths))
+        catalogue = server.load(find_sources(paths), [str(path) for path in paths])
         yield RunningServer(target, server, catalogue)
     finally:
         server.stop(grace=0)

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
 import signal
+import socket
 import sys
 
-from ome_tensor.blocks import ChunkCache
-from ome_tensor.errors import InvalidRecord, OmeTensorError
+from ome_tensor.errors import OmeTensorError
 from ome_tensor_proto.memory import keep_blocks
 
 from .app import TensorServer
-from .catalogue import Catalogue, Dataset
 from .control import Control
+from .exchange import Asker
 from .logs import configure
+from .offices import AskedOffice, Office
 from .settings import Settings
 from .stopping import StopRequests
+from .usage import Usage
 
 __all__ = ["main"]
-
-_log = logging.getLogger(__name__)
 
 #: How often a worker looks whether there is a new catalogue, in seconds.
 _POLL = 0.05
@@ -33,21 +32,12 @@ _POLL = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
-def _follow(server: TensorServer, control: Control, cache: ChunkCache, generation: int) -> int:
-    """Serve the published datasets, mapped, unless they are those of ``generation``; gives their number.
-
-    One whose file has gone meanwhile is left out, saying so: the others are still served.
-    """
+def _follow(server: TensorServer, control: Control, office: Office, generation: int) -> int:
+    """Serve the published datasets, mapped, unless they are those of ``generation``; gives their number."""
     if control.generation == generation:
         return generation
-    datasets = []
     generation, entries = control.entries()
-    for entry in entries:
-        try:
-            datasets.append(Dataset(entry.name, entry.manifest.table(), entry.source_name, cache))
-        except (InvalidRecord, OSError) as error:
-            _log.error("dataset %s cannot be opened: %s", entry.name, error)
-    server.serve(Catalogue(datasets), generation)
+    server.follow(entries, generation, office)
     return generation
 
 
@@ -76,18 +66,19 @@ def main(arguments: list[str]) -> None:
     if os.getppid() != instructions["supervisor"]:
         return
     control = Control(instructions["control"])
-    server = TensorServer(settings, worker=instructions["worker"], control=control)
+    usage = Usage(settings.workers, instructions["usage"], instructions["worker"])
+    office = AskedOffice(Asker(socket.socket(fileno=instructions["exchange"])))
+    server = TensorServer(settings, worker=instructions["worker"], control=control, usage=usage)
     stop = StopRequests(signal.SIGTERM, hurry=lambda: server.stop(0)).asked
     # A terminal sends it to the whole group; the supervisor passes on what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
     try:
         # Before it listens: where the other workers serve, a connection that is given to this one finds it ready.
-        generation = _follow(server, control, cache, 0)
+        generation = _follow(server, control, office, 0)
         server.start()
         _speak_up(instructions["stderr"])
         while not stop.wait(_POLL):
-            generation = _follow(server, control, cache, generation)
+            generation = _follow(server, control, office, generation)
     finally:
         server.stop()
 

@@ -1,7 +1,8 @@
 """The supervisor: several worker processes on one port, over one copy of the pixels.
 
-It loads datasets into the store, publishes them, starts the workers and replaces those that die. It serves nothing itself, so nothing that a
-client does can stop it. Workers are started afresh rather than forked: gRPC does not survive a fork in use.
+It loads datasets into the store, publishes them, starts the workers and replaces those that die; what workers ask of it (a load, an upload's
+registration) comes through a pair of sockets each. It serves nothing itself, so nothing that a client does can stop it. Workers are started afresh
+rather than forked: gRPC does not survive a fork in use.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from ome_tensor.errors import InvalidArgument, ServerError
+from ome_tensor.errors import InvalidArgument, ServerError, Unavailable
 
-from .catalogue import SourceFile, load_each
-from .control import Control, Entry
-from .logs import Fields
+from .control import Control
+from .entries import Entry
+from .exchange import answer_requests
+from .finding import SourceFile
+from .house import House
 from .settings import Settings, split_address
-from .store import Store
+from .uploads import Uploads
+from .usage import Usage
 
 __all__ = ["Supervisor"]
 
@@ -81,16 +85,21 @@ class Supervisor:
 
     Args:
         settings: The server's; ``listen`` as the user gave it.
-        store: Where datasets are put.
+
+    Raises:
+        InvalidArgument: the store, or the folder of uploads, cannot be used.
     """
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._store = store
         self._control = Control.create(settings.workers)
+        self._usage = Usage(settings.workers, worker=settings.workers)
+        self._uploads = Uploads.at(settings.uploads, settings.max_upload_bytes)
+        self._house: House | None = None
         self._workers = [_Worker(number) for number in range(settings.workers)]
         self._reserved: socket.socket | None = None
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
         self._started = threading.Event()
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="ome-tensor-supervisor", daemon=True)
@@ -137,19 +146,31 @@ class Supervisor:
                 return
         self._started.set()
 
-    def load(self, sources: Sequence[SourceFile]) -> list[Entry]:
-        """Put the datasets into the store and publish them. Gives what there is then.
+    def load(self, sources: Sequence[SourceFile], folders: Sequence[str] = ()) -> list[Entry]:
+        """Register the sources, load them where the settings say so, and publish what there is then, which is given.
+
+        Args:
+            sources: What to serve.
+            folders: Where they were found; see :meth:`House.move_in`.
 
         Raises:
-            InvalidRecord, InvalidArgument: a file that was named itself cannot be loaded.
+            InvalidRecord, InvalidArgument: a source that was named itself cannot be served.
         """
-        entries = []
-        self._store.clean()
-        for source, manifest in load_each(sources, self._store.load, self._stopping.is_set):
-            _log.info(Fields("loaded", dataset=source.name, file=manifest.file, version=manifest.version))
-            entries.append(Entry(source.name, source.path.name, manifest))
-        self._control.publish(entries)
+        if self._house is None:
+            self._house = House(self.settings, self._usage, lambda entries, _: self._publish(entries), self._uploads, sources)
+        entries = self._house.move_in(sources, self._stopping.is_set, folders)
+        self._publish(entries)
         return entries
+
+    def _office(self, name: str) -> Callable[..., Any]:
+        if self._house is None:
+            raise Unavailable("the server is still loading its datasets; try again shortly")
+        return self._house.office.offices[name]
+
+    def _publish(self, entries: Sequence[Entry]) -> None:
+        with self._publishing:
+            if self._house is not None and self._house.is_open and not self._stopping.is_set():
+                self._control.publish(entries)
 
     def _spawn(self, worker: _Worker) -> None:
         worker.started = time.monotonic()
@@ -160,10 +181,13 @@ class Supervisor:
                 worker.said.close()
             worker.said = os.fdopen(os.memfd_create("ome-tensor-stderr"), "r+b", buffering=0)
             stderr = os.dup(2)
+            here, there = socket.socketpair()
             try:
                 instructions = {
                     "settings": asdict(self.settings),
                     "control": self._control.descriptor,
+                    "usage": self._usage.descriptor,
+                    "exchange": there.fileno(),
                     "stderr": stderr,
                     "worker": worker.number,
                     "supervisor": os.getpid(),
@@ -172,9 +196,16 @@ class Supervisor:
                     [sys.executable, "-m", "ome_tensor_server.worker", json.dumps(instructions)],
                     stdin=subprocess.DEVNULL,
                     stderr=worker.said,
-                    pass_fds=(self._control.descriptor, stderr),
+                    pass_fds=(self._control.descriptor, self._usage.descriptor, there.fileno(), stderr),
                 )
+                threading.Thread(
+                    target=answer_requests, args=(here, self._office), name="ome-tensor-exchange", daemon=True
+                ).start()
+            except OSError:
+                here.close()
+                raise
             finally:
+                there.close()
                 os.close(stderr)
         except OSError as error:
             worker.ended = f"worker {worker.number} cannot be started: {error.strerror}"
@@ -203,6 +234,7 @@ class Supervisor:
     def _replace(self, worker: _Worker) -> None:
         """Start a process in the place of one that has ended, when it is time."""
         self._control.report(worker.number, None)
+        self._usage.forget_worker(worker.number)
         process = worker.process
         if process is not None and not worker.ended:
             words = worker.last_words()
@@ -226,6 +258,8 @@ class Supervisor:
         """Drain all workers and return when they are gone; with ``grace=0`` they end at once. May be called again, to hurry."""
         with self._lock:
             self._stopping.set()
+        if self._house is not None:
+            self._house.close()
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.send_signal(signal.SIGKILL if grace == 0 else signal.SIGTERM)
@@ -234,3 +268,4 @@ class Supervisor:
         if self._reserved is not None:
             self._reserved.close()
         self._control.close()
+        self._usage.close()

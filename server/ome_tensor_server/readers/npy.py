@@ -1,0 +1,67 @@
+"""NumPy's ``.npy`` files. Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
+
+from __future__ import annotations
+
+from typing import IO, ClassVar
+
+import numpy as np
+
+from ome_tensor.blocks import ChunkCache
+from ome_tensor.errors import InvalidRecord
+from ome_tensor.record import ImageMeta
+
+from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
+from .base import InPlace, Progress
+from .direct import arrays_in_place
+from .files import FileSource
+
+__all__ = ["NpySource"]
+
+#: Axes by their number. Three are CYX, as torch has them.
+_AXES = {2: "YX", 3: "CYX", 4: "ZCYX", 5: "TZCYX"}
+
+#: Rows that count as a block where the file is served in place, about so many bytes of them.
+_BLOCK = 1 << 20
+
+
+class NpySource(FileSource):
+    """An array of 2 to 5 axes: YX, CYX, ZCYX or TZCYX. See :class:`OpenedSource`.
+
+    Args:
+        location: Its path.
+
+    Raises:
+        InvalidRecord: it is damaged, of objects, or no image.
+        OSError: it cannot be opened.
+    """
+
+    format: ClassVar[str] = "npy"
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        try:
+            # Mapped: reads its header only, and looks whether the file is as long as that says. What needs pickle is refused.
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+            raise self.unreadable(".npy file", str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        if array.ndim not in _AXES:
+            raise self.unreadable(".npy file of an image", f"it has {array.ndim} axes, not 2 to 5")
+        axes = _AXES[array.ndim]
+        rows = max(1, _BLOCK // max(1, array.shape[-1] * array.dtype.itemsize))
+        try:
+            placed = PlacedArray(array, axes, [1] * (array.ndim - 2) + [min(rows, array.shape[-2] or 1), array.shape[-1]])
+        except InvalidRecord as error:
+            raise self.unreadable(".npy file of an image", error.message) from None
+        meta = ImageMeta(placed.extent, placed.dtype, id=self.path.stem, name=self.path.stem, image_type="image")
+        self._rows = [ArrayRow({"image": ArrayImage(meta, placed)})]
+        self.images, self.others, self.rows = ["image"], (), 1
+        self.schema = arrays_schema({"image": 0}, {})
+        self.nbytes = arrays_nbytes(self._rows)
+
+    def write(self, file: IO[bytes], progress: Progress) -> None:
+        """See :meth:`OpenedSource.write`."""
+        write_arrays(self.schema, self._rows, file, progress)
+
+    def in_place(self, version: str, cache: ChunkCache) -> InPlace:
+        """See :meth:`OpenedSource.in_place`."""
+        return arrays_in_place(self._rows, self.images, self.schema, self.others, version, cache, self.check_read)
