@@ -49,10 +49,13 @@ class Channels:
     Args:
         target: ``HOST:PORT``.
         options: gRPC's, for each channel.
+
+    Attributes:
+        target: As given.
     """
 
     def __init__(self, target: str, options: tuple[tuple[str, Any], ...]) -> None:
-        self._target, self._options = target, options
+        self.target, self._options = target, options
         # Those that are open: the current one, if there is one, and those that were left.
         self._links: list[_Link] = []
         # Channels of a parent process: destroying one after a fork would wait for threads that only the parent has.
@@ -76,7 +79,7 @@ class Channels:
 
     def _link(self) -> _Link:
         if self._current is None:
-            self._current = _Link(grpc.insecure_channel(self._target, options=self._options))
+            self._current = _Link(grpc.insecure_channel(self.target, options=self._options))
             self._links.append(self._current)
         return self._current
 

@@ -20,8 +20,10 @@ from typer.core import TyperGroup
 
 from ome_tensor.errors import MissingDependency, OmeTensorError
 
-from .cli_arguments import Dataset, Json, Key, Seconds, Target
+from .cli_admin import add_commands
+from .cli_arguments import Dataset, Json, Key, Level, Seconds, Target, Where
 from .cli_get import get
+from .cli_tables import parse_where, table
 
 __all__ = ["app", "main"]
 
@@ -136,6 +138,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(get)
+app.command()(table)
+add_commands(app)
 
 
 def _show_version(asked: bool) -> None:
@@ -161,27 +165,32 @@ def list_(
     limit: Annotated[
         int | None, typer.Option(min=1, help="List so many images at most.", show_default="all; 1000 on a terminal")
     ] = None,
+    column: Annotated[str | None, typer.Option(metavar="NAME", help="Only images of this column.", show_default="all")] = None,
+    where: Where = None,
     timeout: Seconds = 60,
 ) -> None:
     """List a server's datasets, or the images of one."""
     from . import connect
     from .cli_output import print_datasets, print_images
 
+    filters = parse_where(where)
+    if dataset is None and (filters or column):
+        raise typer.BadParameter("name the dataset whose images are to be listed", param_hint="DATASET")
     with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
         if dataset is None:
             print_datasets(client.datasets(), as_json=json)
         else:
-            print_images(client.images(dataset), limit, as_json=json)
+            print_images(client.images(dataset, column, filters=filters), limit, as_json=json)
 
 
 @app.command()
-def info(target: Target, key: Key, json: Json = False, timeout: Seconds = 60) -> None:
+def info(target: Target, key: Key, json: Json = False, level: Level = 0, timeout: Seconds = 60) -> None:
     """Describe one image. Reads no pixels."""
     from . import connect
     from .cli_output import print_image
 
     with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
-        print_image(client.image(key), as_json=json)
+        print_image(client.image(key, level=level), as_json=json)
 
 
 @app.command()

@@ -9,12 +9,20 @@ import typer
 
 from ome_tensor.errors import InvalidSelection
 
-__all__ = ["Dataset", "Json", "Key", "Seconds", "Target", "parse_index", "parse_numbers"]
+__all__ = ["Dataset", "DatasetName", "Json", "Key", "Level", "Seconds", "Target", "Where", "parse_index", "parse_numbers"]
 
 # No metavars: versions of typer write brackets around them each in their own way.
 Target: TypeAlias = Annotated[str, typer.Argument(help="The server's HOST:PORT.", show_default=False)]
 Key: TypeAlias = Annotated[str, typer.Argument(help="The image: DATASET, DATASET/ROW or DATASET/COLUMN/ROW.", show_default=False)]
 Dataset: TypeAlias = Annotated[str | None, typer.Argument(help="List this dataset's images.", show_default=False)]
+DatasetName: TypeAlias = Annotated[str, typer.Argument(help="The dataset's name.", show_default=False)]
+Level: TypeAlias = Annotated[int, typer.Option(min=0, help="Level of the image's resolution pyramid.")]
+Where: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN OP VALUE", help="Only rows that pass: 'Well in A01,A02', 'Area > 100'. Again: both.", show_default=False
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seconds: TypeAlias = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for an answer.")]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_arguments import Key, Seconds, Target, parse_index, parse_numbers
+from .cli_arguments import Key, Level, Seconds, Target, parse_index, parse_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,7 @@ def get(
         str | None, typer.Option(metavar="AXES", help="Letters of TZCYX.", show_default="TZCYX, or CYX for one t and z")
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Convert to it.", show_default="as stored")] = None,
+    level: Level = 0,
     timeout: Seconds = 60,
 ) -> None:
     """Read pixels of an image into a file. It appears whole or not at all."""
@@ -88,7 +89,7 @@ def get(
 
     wanted = Plan.of(arguments)
     with connect(target, timeout=timeout, retry_for=_PATIENCE) as client:
-        image = client.image(key)
+        image = client.image(key, level=level)
         meta = image.meta
         assert meta is not None  # a view of a damaged record is refused by the server
         plan = wanted.resolve(meta.extent, meta.dtype, meta.grid).check()
@@ -102,7 +103,7 @@ def get(
         connect(target, timeout=timeout, retry_for=_RESUME_FOR) as client,
         progress_bar("reading", plan.nbytes) as advance,
     ):
-        view = client.tensor_view(image.key, **arguments | {"layout": "TZCYX"})
+        view = client.tensor_view(image.key, level=level, **arguments | {"layout": "TZCYX"})
         blocks = read_blocks(view)
         if suffix == ".npy":
             files.write_npy(path, plan, blocks, advance)

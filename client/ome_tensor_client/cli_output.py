@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+import pyarrow as pa
 import typer
 from rich import box
 from rich.cells import cell_len
@@ -18,10 +19,20 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from ome_tensor.listing import DatasetInfo, ImageInfo
+from ome_tensor.listing import DatasetInfo, DatasetState, ImageInfo
 from ome_tensor.record import Channel
 
-__all__ = ["image_facts", "print_datasets", "print_image", "print_images", "printable", "progress_bar", "say", "size_text"]
+__all__ = [
+    "image_facts",
+    "print_datasets",
+    "print_image",
+    "print_images",
+    "print_rows",
+    "printable",
+    "progress_bar",
+    "say",
+    "size_text",
+]
 
 #: A person scrolls no further; a program reads from a pipe, which gets everything.
 TERMINAL_ROWS = 1000
@@ -56,16 +67,46 @@ def print_datasets(datasets: Sequence[DatasetInfo], *, as_json: bool) -> None:
     if as_json:
         _print_json([_dataset_facts(dataset) for dataset in datasets])
         return
-    rows = (
-        (d.name, str(d.image_count), str(d.row_count), _some(d.image_columns), size_text(d.resident_bytes), d.source_name)
-        for d in datasets
-    )
     _print_table(
-        ("DATASET", "IMAGES", "ROWS", "IMAGE COLUMNS", "MEMORY", "SOURCE"),
-        rows,
-        right="IMAGES ROWS MEMORY",
-        fold="IMAGE COLUMNS,SOURCE",
+        ("DATASET", "STATE", "IMAGES", "ROWS", "IMAGE COLUMNS", "SIZE", "FORMAT", "SOURCE"),
+        map(_dataset_row, datasets),
+        right="IMAGES ROWS SIZE",
+        fold="IMAGE COLUMNS,SOURCE,STATE",
     )
+
+
+def _dataset_row(d: DatasetInfo) -> tuple[str, ...]:
+    state = str(d.state)
+    if d.state is DatasetState.LOADING:
+        state = f"{state} {d.progress:.0%}"
+    elif d.state is DatasetState.FAILED:
+        state = f"{state}: {d.problem}"
+    # How many rows hold an image is known once it is loaded.
+    is_known = d.state in (DatasetState.LOADED, DatasetState.IN_PLACE)
+    return (
+        d.name,
+        state,
+        str(d.image_count) if is_known else "-",
+        str(d.row_count),
+        _some(d.image_columns),
+        size_text(d.resident_bytes if d.state is DatasetState.LOADED else d.estimated_bytes),
+        d.format,
+        d.source_name,
+    )
+
+
+def print_rows(found: pa.Table, most: int) -> None:
+    """A table's rows: all of them where nobody looks at a terminal."""
+    is_terminal = stdout().isatty()
+    shown = found.slice(0, most) if is_terminal else found
+    rows = (
+        tuple("" if value is None else str(value) for value in row.values())
+        for batch in shown.to_batches(max_chunksize=1000)
+        for row in batch.to_pylist()
+    )
+    _print_table(tuple(found.column_names), rows, fold=",".join(found.column_names[1:]))
+    if shown.num_rows < found.num_rows:
+        typer.echo(f"… and {found.num_rows - shown.num_rows} more rows: --where and --columns choose, --csv writes all", err=True)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
@@ -130,6 +171,9 @@ def print_image(image: ImageInfo, *, as_json: bool) -> None:
         rows.append(("pixel size", ", ".join(pixel) or "unknown"))
         grid = meta.grid
         rows.append(("stored in", "whole planes" if grid is None else f"chunks of {grid.z} × {grid.y} × {grid.x} (ZYX)"))
+        if len(image.levels) > 1:
+            sizes = (f"{level.shape[3]}×{level.shape[4]}" for level in image.levels)
+            rows.append(("levels", f"{', '.join(sizes)} (YX{'' if image.levels[1].is_stored else '; made when asked for'})"))
         rows += [(f"channel {i}", _channel_text(channel)) for i, channel in enumerate(meta.channels)]
     if image.problem:
         rows.append(("problem", image.problem))
@@ -163,6 +207,11 @@ def _dataset_facts(dataset: DatasetInfo) -> dict[str, Any]:
         "other_columns": [{"name": name, "arrow_type": kind} for name, kind in dataset.other_columns],
         "resident_bytes": dataset.resident_bytes,
         "source_name": dataset.source_name,
+        "state": str(dataset.state),
+        "progress": dataset.progress if dataset.state is DatasetState.LOADING else None,
+        "problem": dataset.problem or None,
+        "estimated_bytes": dataset.estimated_bytes,
+        "format": dataset.format or None,
     }
 
 
@@ -184,6 +233,7 @@ def image_facts(image: ImageInfo) -> dict[str, Any]:
         "chunk_grid": {axis: getattr(meta.grid, axis) for axis in _AXES} if meta and meta.grid else None,
         "channels": [_channel_facts(channel) for channel in meta.channels] if meta else [],
         "problem": image.problem or None,
+        "levels": [list(level.shape) for level in image.levels],
     }
     return facts
 

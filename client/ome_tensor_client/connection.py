@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,31 +16,29 @@ from google.protobuf.message import DecodeError, Message
 from ome_tensor.errors import (
     BrokenStream,
     Cancelled,
+    DatasetChanged,
     DeadlineExceeded,
+    InvalidArgument,
     OmeTensorError,
-    Overloaded,
     Unavailable,
 )
 from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.memory import keep_blocks
-from ome_tensor_proto.methods import MAY_MOVE, METHODS, ONE_MESSAGE
+from ome_tensor_proto.methods import ADMIN_METHODS, MAY_MOVE, METHODS, ONE_MESSAGE
 from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .backoff import TRANSIENT, Backoff
 from .channels import Channels
 from .compression import Advisor
 from .known_images import KnownImages
 from .mapping import MappedDatasets
-from .options import Options, checked_target
+from .options import Options, checked_targets
+from .replicas import Replicas
 
-__all__ = ["Backoff", "Connection"]
+__all__ = ["Connection"]
 
 M = TypeVar("M", bound=Message)
-
-#: What may go away by itself. Everything else is the caller's mistake or the data's fault, and trying again would only hide it.
-TRANSIENT = (Unavailable, Overloaded, DeadlineExceeded, BrokenStream)
-
-_FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 _CHANNEL_OPTIONS = (
     # Channels of equal target and options would share one TCP connection across clients.
@@ -59,54 +57,46 @@ _CHANNEL_OPTIONS = (
     # gRPC's own wait between attempts to connect grows to two minutes; a restarted server would not be noticed for as long.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A stream is read on the thread that wants it, without a second one to wake up for each message.
-    ("SingleThreadedUnaryStream", 1),
+    # A stream is read on the thread that wants it, without a second one to wake up for each message. Of older releases a stream read so
+    # does not always hear that its server has died (grpcio 1.71: 2 of 12 kills, 1.74: 1 of 40, 1.85: none of 120), and waits for its timeout.
+    *((("SingleThreadedUnaryStream", 1),) if tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 85) else ()),
 )
 
 _IMPATIENT_SECONDS = 1.0
 
-
-class Backoff:
-    """Decides whether a transient failure is retried, and waits between attempts.
-
-    Args:
-        retry_for: Seconds without progress after which to give up.
-    """
-
-    def __init__(self, retry_for: float) -> None:
-        self._retry_for = retry_for
-        self.progress()
-
-    def progress(self) -> None:
-        """Something arrived: the clock starts anew."""
-        self._since = time.monotonic()
-        self._wait = _FIRST_WAIT
-
-    def pause(self, error: OmeTensorError, stop: threading.Event | None = None) -> None:
-        """Sleep before the next attempt; raises ``error`` where it is not transient or the time is up."""
-        # Jitter: many workers that lost one server should not come back in step.
-        wait = self._wait * random.uniform(0.5, 1.0)
-        if not isinstance(error, TRANSIENT) or time.monotonic() - self._since + wait > self._retry_for:
-            raise error
-        self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        if stop is None:
-            time.sleep(wait)
-        else:
-            stop.wait(wait)
+#: A stream that is gathered whole may take so many times what a call may.
+_SHORT_STREAM = 10
 
 
 class Connection:
-    """A connection to one server. Pickles as its target and options; usable after a fork, each process with a channel of its own.
+    """A connection to a server, or to several that hold the same. Pickles as its targets and options; usable after a fork, each process with
+    channels of its own.
 
     Args:
-        target: ``HOST:PORT``.
+        target: ``HOST:PORT``, or several of them.
         options: How to talk.
+
+    Attributes:
+        target: As text, commas between several.
+        replicas: The servers.
+
+    Raises:
+        InvalidArgument: a malformed target, or several to be mapped from.
     """
 
-    def __init__(self, target: str, options: Options) -> None:
-        self.target = checked_target(target)
+    def __init__(self, target: str | Sequence[str], options: Options) -> None:
+        targets = checked_targets(target)
+        self.target = ",".join(targets)
         self.options = options
-        self.channels = Channels(self.target, _CHANNEL_OPTIONS)
+        self.replicas = Replicas(targets, _CHANNEL_OPTIONS)
+        if len(targets) > 1:
+            if options.transport == "mapped":
+                raise InvalidArgument(
+                    "transport='mapped' is of one server, on this host; name one target",
+                    field="transport",
+                    value=options.transport,
+                )
+            options = replace(options, transport="tcp")
         self._siblings: list[Connection] = []
         self._lock = threading.Lock()
         self.watchdog = self._new_watchdog()
@@ -120,14 +110,14 @@ class Connection:
         _connections.add(self)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Connection, (self.target, self.options)
+        return Connection, (self.replicas.targets, self.options)
 
     def _new_watchdog(self) -> Watchdog:
         return Watchdog(self.options.timeout, "ome-tensor-watchdog")
 
     def after_fork(self) -> None:
         """Begin anew in a child: threads, and locks that another thread held, stayed with the parent."""
-        self.channels.begin_anew()
+        self.replicas.begin_anew()
         self._lock = threading.Lock()
         self.watchdog = self._new_watchdog()
         self.advisor = Advisor()
@@ -137,11 +127,30 @@ class Connection:
     @property
     def channel(self) -> grpc.Channel:
         """This process's channel for new calls."""
-        return self.channels.current
+        return self.replicas.pick().current
+
+    @property
+    def channels(self) -> Channels:
+        """The channels for a new call."""
+        return self.replicas.pick()
+
+    def prefer(self, index: int) -> None:
+        """Of several servers, read from the one of that number, counted round, as long as it serves: so that readers who know their numbers
+        spread evenly."""
+        self.replicas.preferred = index
+
+    def check_alone(self, what: str) -> None:
+        """InvalidArgument where there are several servers, for what would make them differ."""
+        if self.replicas.are_several:
+            raise InvalidArgument(
+                f"{what} is of one server, and this client has several ({self.target}): connect to one",
+                field="target",
+                value=self.target,
+            )
 
     def close(self) -> None:
         """Close the channel; the next call opens another."""
-        self.channels.close()
+        self.replicas.close()
         for sibling in self._siblings:
             sibling.close()
 
@@ -152,38 +161,100 @@ class Connection:
             with self._lock:
                 alone = replace(self.options, connections=1)
                 while len(self._siblings) < self.options.connections - 1:
-                    self._siblings.append(Connection(self.target, alone))
+                    self._siblings.append(Connection(self.replicas.targets, alone))
+        for place, sibling in enumerate(self._siblings):
+            sibling.prefer(self.replicas.preferred + place + 1)
         return [self, *self._siblings]
 
-    def call(self, name: str, request: Message, response: type[M], *, patient: bool = True) -> M:
-        """A unary call of ``TensorService``.
+    def call(self, name: str, request: Message, response: type[M], *, patient: bool = True, timeout: float | None = None) -> M:
+        """A unary call.
 
         Args:
             name: The method's name in the contract.
             request: Its request.
             response: The class of its response.
             patient: Whether to retry, and to wait for as long as the options say; else one try of a second at most, for what can do without.
+            timeout: Seconds to wait, instead of what the options say.
 
         Raises:
             OmeTensorError: what the server raised, or why it could not be reached.
         """
         data = request.SerializeToString()
         backoff = Backoff(self.options.retry_for if patient else 0)
-        timeout = self.options.timeout if patient else min(_IMPATIENT_SECONDS, self.options.timeout)
+        timeout = timeout or (self.options.timeout if patient else min(_IMPATIENT_SECONDS, self.options.timeout))
         while True:
+            channels, began = self.channels, time.monotonic()
             try:
-                with self.channels.use() as channel:
+                with channels.use() as channel:
                     # Without serialisers a channel takes and gives bytes.
-                    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS[name].path)
+                    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(name))
                     answer = method(data, timeout=timeout)
                 return response.FromString(answer)
             except DecodeError:
-                raise BrokenStream(f"{self.target}: the answer to {name} is not a valid message", field="target") from None
+                raise BrokenStream(f"{channels.target}: the answer to {name} is not a valid message", field="target") from None
             except grpc.RpcError as rpc_error:
-                error = self.error_of(rpc_error)
+                error = self.error_of(rpc_error, channels)
+            if self.fails_over(channels, error, backoff, began):
+                continue
             if isinstance(error, DeadlineExceeded):
                 raise error  # The caller's whole patience is spent.
             backoff.pause(error)
+
+    def fails_over(self, channels: Channels, error: OmeTensorError, backoff: Backoff, began: float | None) -> bool:
+        """A call failed: whether to make it again at once, of another server.
+
+        Args:
+            channels: What it was made on.
+            error: Why.
+            backoff: Of all tries of that call.
+            began: When it began, where it brought nothing.
+        """
+        if not self.replicas.are_several or not isinstance(error, TRANSIENT):
+            return False
+        # Each is tried once before anybody waits, even where one comes and goes.
+        return self.replicas.put_aside(channels, began) and backoff.hop(len(self.replicas.targets))
+
+    def gather(self, name: str, request: Message) -> list[bytes]:
+        """All messages of a streaming call that is short; asked for anew where it is cut.
+
+        Raises:
+            OmeTensorError: as :meth:`call`.
+        """
+        backoff = Backoff(self.options.retry_for)
+        while True:
+            channels, began = self.channels, time.monotonic()
+            messages = _Messages()
+            try:
+                with channels.use() as channel:
+                    method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
+                    call = method(request.SerializeToString(), timeout=_SHORT_STREAM * self.options.timeout)
+                    # Where another server can be asked, one that hangs is not waited for that long.
+                    return messages.of(call, self.watchdog) if self.replicas.are_several else list(call)
+            except grpc.RpcError as rpc_error:
+                error = self.no_message(channels) if messages.timed_out else self.error_of(rpc_error, channels)
+            if self.fails_over(channels, error, backoff, began):
+                continue
+            if isinstance(error, DeadlineExceeded):
+                raise error
+            backoff.pause(error)
+
+    def watch(self, name: str, request: Message) -> Iterator[bytes]:
+        """The messages of a streaming call, as they come, for as long as it takes; not tried again. Raises what :meth:`call` does."""
+        try:
+            with self.channels.use() as channel:
+                method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
+                yield from method(request.SerializeToString())
+        except grpc.RpcError as rpc_error:
+            raise self.error_of(rpc_error) from None
+
+    def send(self, name: str, requests: Iterator[bytes]) -> bytes:
+        """A call that takes a stream, once. Raises what :meth:`call` does."""
+        try:
+            with self.channels.use() as channel:
+                method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
+                return method(requests)
+        except grpc.RpcError as rpc_error:
+            raise self.error_of(rpc_error) from None
 
     def read_one(self, request: Message) -> bytes:
         """The only message of a ReadTiles call that takes one, without what streams need; one try.
@@ -192,12 +263,17 @@ class Connection:
             OmeTensorError: as :meth:`call`, and whatever a server says that does not do this: then read it as a stream.
         """
         self._reuse_memory()
+        channels, began = self.channels, time.monotonic()
         try:
-            with self.channels.use() as channel:
+            with channels.use() as channel:
                 method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS["ReadTiles"].path)
                 return method(request.SerializeToString(), timeout=self.options.timeout, metadata=((ONE_MESSAGE, "1"),))
         except grpc.RpcError as rpc_error:
-            raise self.error_of(rpc_error) from None
+            error = self.error_of(rpc_error, channels)
+            if isinstance(error, TRANSIENT) and self.replicas.put_aside(channels, began):
+                # Also one that hangs: a stream reads it from the next server.
+                raise Unavailable(error.message, field=error.field, value=error.value) from None
+            raise error from None
 
     def _reuse_memory(self) -> None:
         global _memory_is_reused
@@ -220,13 +296,61 @@ class Connection:
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(METHODS[name].path)
         return method(request.SerializeToString(), metadata=((MAY_MOVE, "1"),) if may_move else None)
 
-    def error_of(self, rpc_error: grpc.RpcError) -> OmeTensorError:
-        """This project's error for gRPC's; one about the connection names the target."""
+    def error_of(self, rpc_error: grpc.RpcError, channels: Channels | None = None) -> OmeTensorError:
+        """This project's error for gRPC's; one about the connection names the target, that of the call's channels where there are several."""
         error = from_rpc_error(rpc_error)
         if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)):
             seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
-            return type(error)(f"{self.target}: {_plain(error)}{seconds}", field="target", value=self.target)
+            return self._about(type(error), f"{_plain(error)}{seconds}", channels)
+        if isinstance(error, DatasetChanged) and channels is not None and self.replicas.are_several:
+            # Which of them differs is what somebody has to know who is to mend it.
+            return DatasetChanged(f"{channels.target}: {error.message}", field=error.field, value=error.value)
         return error
+
+    def no_message(self, channels: Channels) -> OmeTensorError:
+        """The error for a stream whose next message did not come in time."""
+        return self._about(DeadlineExceeded, f"no message within {self.options.timeout:g} s", channels)
+
+    def _about(self, kind: type[OmeTensorError], words: str, channels: Channels | None) -> OmeTensorError:
+        target = self.target if channels is None else channels.target
+        others = "" if target == self.target else f" (one of {self.target})"
+        return kind(f"{target}: {words}{others}", field="target", value=target)
+
+
+class _Messages:
+    """The messages of a short stream, each waited for as long as the watchdog's timeout.
+
+    Attributes:
+        timed_out: Whether one did not come.
+        waiting_since: See :class:`ome_tensor.watchdog.Waiting`.
+    """
+
+    def __init__(self) -> None:
+        self.timed_out = False
+        self.waiting_since: float | None = None
+        self._call: Any = None
+
+    def of(self, call: Any, watchdog: Watchdog) -> list[bytes]:
+        """All of a call."""
+        self._call, self.waiting_since = call, time.monotonic()
+        watchdog.watch(self)
+        try:
+            found = []
+            for message in call:
+                found.append(message)
+                self.waiting_since = time.monotonic()
+            return found
+        finally:
+            watchdog.forget(self)
+
+    def expire(self) -> None:
+        """One did not come."""
+        self.timed_out = True
+        self._call.cancel()
+
+
+def _path(name: str) -> str:
+    return (METHODS[name] if name in METHODS else ADMIN_METHODS[name]).path
 
 
 def _plain(error: OmeTensorError) -> str:

@@ -40,10 +40,12 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE) -
         ``SERVING``, ``NOT_SERVING`` (loading, or shutting down), ``SERVICE_UNKNOWN`` or ``UNKNOWN``.
 
     Raises:
+        InvalidArgument: a malformed target, or several.
         Unavailable, DeadlineExceeded: nobody answers.
         NotSupported: the server does not speak the health protocol.
     """
     connection = Connection(target, Options(timeout=timeout, retry_for=0))
+    connection.check_alone("a health check")
     try:
         request = StringValue(value=service).SerializeToString()
         check: Any = connection.channel.unary_unary(_CHECK)

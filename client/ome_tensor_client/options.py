@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ome_tensor.errors import InvalidArgument
 from ome_tensor.keys import check_name
 
-__all__ = ["COMPRESSIONS", "MOST_CONNECTIONS", "TRANSPORTS", "Options", "checked_target"]
+__all__ = ["COMPRESSIONS", "MOST_CONNECTIONS", "TRANSPORTS", "Options", "checked_target", "checked_targets"]
 
 #: What :attr:`Options.compression` may be.
 COMPRESSIONS = ("none", "lz4", "zstd", "auto")
@@ -85,6 +87,31 @@ class Options:
             raise InvalidArgument(f"store must be the path of a folder as text: {self.store!r}", field="store", value=self.store)
 
 
+#: Most servers that one connection spreads its reads over.
+MOST_TARGETS = 64
+
+
+def checked_targets(target: str | Sequence[str]) -> tuple[str, ...]:
+    """One target or several: a list, or a text with commas between them. Raises InvalidArgument where one is malformed or named twice."""
+    given: list[Any]
+    if isinstance(target, str):
+        # A path of a socket may have one in it.
+        given = [target] if re.match(r"unix", target) else target.split(",")
+    elif isinstance(target, (list, tuple)):
+        given = list(target)
+    else:
+        given = []
+    if not 1 <= len(given) <= MOST_TARGETS:
+        raise InvalidArgument(
+            f"target must be HOST:PORT, or a list of 1 to {MOST_TARGETS} of them, not {target!r}", field="target", value=target
+        )
+    found = tuple(map(checked_target, given))
+    for place, one in enumerate(found):
+        if one in found[:place]:
+            raise InvalidArgument(f"target {one!r} is named twice", field="target", value=one)
+    return found
+
+
 def checked_target(target: str) -> str:
     """A target with a port, or one of gRPC's own forms (``unix:/path``, ``dns:///host:port``). Without a port gRPC would try 443.
 
@@ -98,7 +125,7 @@ def checked_target(target: str) -> str:
         return target
     host, _, port = target.rpartition(":")
     # An IPv6 address wants brackets: without them its last group would be taken for the port.
-    bare = host.startswith("[") or ":" not in host
+    bare = (host.startswith("[") or ":" not in host) and "," not in host
     if not host or not bare or not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65535):
         # Whoever pasted a page sees its beginning.
         shown = target if len(target) <= 100 else f"{target[:100]}…"

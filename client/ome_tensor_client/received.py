@@ -8,18 +8,18 @@ from contextlib import closing
 import numpy as np
 
 from ome_tensor.errors import BrokenStream
-from ome_tensor.tiling import Tile, TileSequence
+from ome_tensor.tiling import OrderedTiles, Tile
 from ome_tensor_proto.reader import TileBatch
 
 from .tile_stream import TileStream
 
 __all__ = ["uniform_batches", "whole_tiles"]
 
-_PLACE = ("t", "z", "y", "x", "valid_z", "valid_h", "valid_w")
+_PLACE = ("image", "t", "z", "y", "x", "valid_z", "valid_h", "valid_w")
 
 
-def whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[tuple[Tile, np.ndarray]]:
-    """Tiles as they arrive, those in slabs put together.
+def whole_tiles(stream: TileStream, numbered: OrderedTiles) -> Iterator[tuple[Tile, np.ndarray, tuple[np.ndarray, ...]]]:
+    """Tiles as they arrive, those in slabs put together, each with what came beside it.
 
     Raises:
         BrokenStream: a row is not the tile that its number says.
@@ -32,7 +32,7 @@ def whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[tuple[Ti
                 _check_number(number, numbered)
                 tile = numbered.tile(number, batch.first_position + row)
                 s = tile.selection
-                due = (*tile.origin, len(s.z), s.h, s.w)
+                due = (tile.image, *tile.origin, len(s.z), s.h, s.w)
                 if place != due:
                     raise _misplaced(number, place, due)
                 block = assembly.add(batch, number, tile.shape) if stream.header.slabs else batch.pixels[row]
@@ -40,12 +40,15 @@ def whole_tiles(stream: TileStream, numbered: TileSequence) -> Iterator[tuple[Ti
                     continue
                 if block.shape != tile.shape:
                     raise BrokenStream(f"tile {number} arrived as {block.shape}, not {tile.shape}")
-                yield tile, block
+                beside = tuple(pixels[row] for pixels in batch.beside)
+                for part in beside:
+                    _check_beside(part.shape, tile.shape)
+                yield tile, block, beside
 
 
 def uniform_batches(
-    stream: TileStream, numbered: TileSequence, size: int, expected: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    stream: TileStream, numbered: OrderedTiles, size: int, expected: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]]:
     """Batches of ``size`` tiles of one shape (the last one may be smaller), each the array of one message.
 
     Args:
@@ -55,7 +58,8 @@ def uniform_batches(
         expected: Number of tiles that must come.
 
     Yields:
-        The position of the first tile, their numbers, their places (as :meth:`TileSequence.table`), and their (N, T, Z, C, H, W) pixels.
+        The position of the first tile, their numbers, their places (as :meth:`OrderedTiles.table`), their (N, T, Z, C, H, W) pixels, and those of
+        each column that came beside.
 
     Raises:
         BrokenStream: a row is not the tile that its number says, or a batch is of another size.
@@ -85,29 +89,47 @@ def uniform_batches(
             if short:
                 continue
             expected -= len(pixels)
-            yield batch.first_position, numbers, table, pixels
+            beside = tuple(_stacked(part) for part in batch.beside)
+            for part in beside:
+                _check_beside(part.shape[1:], shape)
+            yield batch.first_position, numbers, table, pixels, beside
 
 
-def _check_places(batch: TileBatch, numbered: TileSequence) -> np.ndarray:
-    """The rows' places, (n, 7) as :meth:`TileSequence.table`; BrokenStream where they are not those of the tiles of their numbers."""
+def _stacked(pixels: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    if not isinstance(pixels, list):
+        return pixels
+    if len({block.shape for block in pixels}) != 1:
+        raise BrokenStream("what came beside a batch differs in shape from tile to tile")
+    return np.stack(pixels)
+
+
+def _check_beside(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """BrokenStream where what came beside a tile is of another shape, but for having a single channel."""
+    if (*found[:2], *found[3:]) != (*shape[:2], *shape[3:]) or found[2] not in (1, shape[2]):
+        raise BrokenStream(f"what came beside a tile of {shape} is of {found}")
+
+
+def _check_places(batch: TileBatch, numbered: OrderedTiles) -> np.ndarray:
+    """The rows' places, (n, 7) as :meth:`OrderedTiles.table`; BrokenStream where they are not those of the tiles of their numbers."""
     numbers = batch.columns["tile"]
     for number in (numbers.min(), numbers.max()) if len(numbers) else ():
         _check_number(int(number), numbered)
-    wanted = numbered.table(numbers)
+    table = numbered.table(numbers)
+    wanted = np.concatenate([numbered.images(numbers)[:, None], table], axis=1)
     got = np.stack([batch.columns[name] for name in _PLACE], axis=1)
     if not np.array_equal(got, wanted):
         row = int(np.argmax((got != wanted).any(axis=1)))
         raise _misplaced(int(numbers[row]), tuple(got[row].tolist()), tuple(wanted[row].tolist()))
-    return wanted
+    return table
 
 
-def _check_number(number: int, numbered: TileSequence) -> None:
+def _check_number(number: int, numbered: OrderedTiles) -> None:
     if not 0 <= number < numbered.total:
         raise BrokenStream(f"tile {number} arrived of a view with {numbered.total}")
 
 
 def _misplaced(number: int, found: tuple[int, ...], due: tuple[int, ...]) -> BrokenStream:
-    return BrokenStream(f"tile {number} arrived with (t, z, y, x, depth, height, width) {found}, not {due}")
+    return BrokenStream(f"tile {number} arrived with (image, t, z, y, x, depth, height, width) {found}, not {due}")
 
 
 class _Assembly:

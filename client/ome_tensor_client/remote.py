@@ -22,7 +22,7 @@ from ome_tensor.prefetch import Prefetcher
 from ome_tensor.selection import Region, Selection, as_index
 from ome_tensor.slabs import split_into_slabs
 from ome_tensor.tiling import Order, Tile, TileSequence, Tiling
-from ome_tensor.view import TensorView, view_of_record
+from ome_tensor.view import TensorView, view_of_image
 from ome_tensor_proto.codec import compression_to_proto, order_to_proto, plan_to_proto, selection_from_proto, tiling_to_proto
 from ome_tensor_proto.listing import image_from_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
@@ -58,31 +58,43 @@ class RemoteSource:
     Args:
         connection: The server.
         key: The image's key.
+        level: Of its resolution pyramid.
     """
 
-    def __init__(self, connection: Connection, key: str) -> None:
+    def __init__(self, connection: Connection, key: str, level: int = 0) -> None:
         self.connection = connection
         self.key = key
+        self.level = level
 
     def open(self, arguments: Arguments) -> TensorView:
         """Describe the plan: from the mapped dataset, or by one ResolveView call. See :meth:`ome_tensor.lazy.Source.open`."""
         plan = Plan.of(arguments)
         mapped = self._mapped(plan)
-        return self._described(plan) if mapped is None else mapped
+        return self.described(plan) if mapped is None else mapped
 
     def _mapped(self, plan: Plan) -> TensorView | None:
         key = parse_key(self.key)
         table = self.connection.mapped.table(key.dataset)
-        return None if table is None else view_of_record(table.image(key.column, key.row).pixels, plan)
+        if table is None:
+            return None
+        if self.level:
+            # Levels that the server makes are not in the file.
+            image = table.image(key.column, key.row)
+            if self.level >= len(table.levels(image.column, image.row)):
+                return None
+        return view_of_image(table.image(key.column, key.row, self.level).pixels, plan)
 
-    def _described(self, plan: Plan) -> RemoteView:
+    def described(self, plan: Plan) -> RemoteView:
+        """A view of the image as its server describes it now, whether or not it is mapped; one call."""
         answer = self.connection.call(
-            "ResolveView", pb.ResolveViewRequest(key=self.key, view=plan_to_proto(plan)), pb.ResolveViewResponse
+            "ResolveView",
+            pb.ResolveViewRequest(key=self.key, view=plan_to_proto(plan), pyramid_level=self.level),
+            pb.ResolveViewResponse,
         )
         meta = image_from_proto(answer.image).meta
         if meta is None:
             raise BrokenStream(f"the server describes {self.key!r} without its size or dtype")
-        known = KnownImage(answer.key, meta, answer.dataset_version)
+        known = KnownImage(answer.key, meta, answer.dataset_version, self.level)
         self.connection.images.put(self.key, known)
         resolved = ResolvedPlan(
             selection_from_proto(answer.selection), answer.layout, np.dtype(answer.dtype), plan.channel_policy
@@ -101,12 +113,12 @@ class RemoteSource:
             try:
                 return remembered, self.collect(remembered)
             except (DatasetChanged, DatasetNotFound, ImageNotFound):
-                self.connection.images.forget(self.key)
-        opened = self._described(plan)
+                self.connection.images.forget(self.key, self.level)
+        opened = self.described(plan)
         return opened, self.collect(opened)
 
     def _remembered(self, plan: Plan) -> RemoteView | None:
-        known = self.connection.images.get(self.key)
+        known = self.connection.images.get(self.key, self.level)
         if known is None:
             return None
         try:
@@ -147,6 +159,12 @@ class RemotePixels:
         self.key = image.key
         self.meta = image.meta
         self.version = image.version
+        self.level = image.level
+
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """Only the server knows."""
+        return None
 
     def gather(self, selection: Selection, out: np.ndarray) -> None:
         """Read a selection into ``out``; a large one comes in slabs, each copied to its place as it arrives."""
@@ -199,6 +217,7 @@ class RemotePixels:
             tiling=None if tiling.kind == "whole" else tiling_to_proto(tiling),
             order=None if order == _IN_ORDER else order_to_proto(order),
             if_version=self.version,
+            pyramid_level=self.level,
             max_message_bytes=self.connection.options.message_bytes,
             # Decided by the stream itself, read by read.
             compression=compression_to_proto("none" if compression == "auto" else compression),
@@ -241,9 +260,15 @@ class RemoteView(TensorView):
         expected = len(TileSequence(shown, tiling, order))
         connections = self.pixels.connection.several
         if len(connections) > 1 and expected > 1 and not arrow:
+            # What is dealt out are shards of the caller's shard: their numbers say nothing of which server is whose.
+            server = order.shard_index if order.shard_count > 1 else self.pixels.connection.replicas.preferred
             parts = [
-                self._ahead(self._stream(one, shown, tiling, part, count), numbered, contiguous, max(1, prefetch))
-                for one, (part, count) in zip(connections, deal(order, expected, len(connections)), strict=False)
+                self._ahead(
+                    self._stream(one, shown, tiling, part, count, server=server + place), numbered, contiguous, max(1, prefetch)
+                )
+                for place, (one, (part, count)) in enumerate(
+                    zip(connections, deal(order, expected, len(connections)), strict=False)
+                )
             ]
             return taken_back(parts, order.start, expected)
         stream = self._stream(self.pixels.connection, shown, tiling, order, expected, arrow=arrow)
@@ -252,9 +277,18 @@ class RemoteView(TensorView):
         return self._ahead(stream, numbered, contiguous, prefetch, arrow=arrow)
 
     def _stream(
-        self, connection: Connection, shown: Selection, tiling: Tiling, order: Order, expected: int, *, arrow: bool = False
+        self,
+        connection: Connection,
+        shown: Selection,
+        tiling: Tiling,
+        order: Order,
+        expected: int,
+        *,
+        arrow: bool = False,
+        server: int | None = None,
     ) -> TileStream:
-        return TileStream(connection, self.pixels.request(shown, self._resolved.dtype, tiling, order, arrow=arrow), expected)
+        request = self.pixels.request(shown, self._resolved.dtype, tiling, order, arrow=arrow)
+        return TileStream(connection, request, expected, server=server)
 
     def _ahead(
         self, stream: TileStream, numbered: TileSequence, contiguous: bool, prefetch: int, *, arrow: bool = False
@@ -276,12 +310,14 @@ class RemoteView(TensorView):
             view.dtype = self._override.name
         self.pixels.connection.call(
             "ResolveView",
-            pb.ResolveViewRequest(key=self.pixels.key, view=view, tiling=plan.tiling, order=plan.order),
+            pb.ResolveViewRequest(
+                key=self.pixels.key, view=view, tiling=plan.tiling, order=plan.order, pyramid_level=self.pixels.level
+            ),
             pb.ResolveViewResponse,
         )
 
     def _delivered(self, stream: TileStream, numbered: TileSequence, contiguous: bool, arrow: bool) -> Iterator[TileAndArray]:
-        for tile, block in whole_tiles(stream, numbered):
+        for tile, block, _ in whole_tiles(stream, numbered):
             yield tile, block.reshape(-1) if arrow else in_layout(block, self._resolved.layout, contiguous)
 
     def _batches(self, tiling: Tiling, order: Order, size: int, *, contiguous: bool, prefetch: int) -> Iterator[BatchArray]:
@@ -312,7 +348,7 @@ class RemoteView(TensorView):
             request.tiles_per_batch = min(size, 2**32 - 1)
             stream = running.begin(TileStream(self.pixels.connection, request, count))
             numbered = TileSequence(resolved.shown, part)
-            for position, given, table, pixels in uniform_batches(stream, numbered, size, count):
+            for position, given, table, pixels, _ in uniform_batches(stream, numbered, size, count):
                 if numbers is not None:
                     if not np.array_equal(given, np.arange(position, position + len(given))):
                         raise BrokenStream(f"windows arrived in another order than listed, from position {position} on")

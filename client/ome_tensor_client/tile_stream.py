@@ -10,19 +10,22 @@ from typing import Any
 import grpc
 
 from ome_tensor.errors import BrokenStream, Cancelled, DeadlineExceeded, OmeTensorError, Rebalance, ServerError, Unavailable
+from ome_tensor.keys import parse_key
 from ome_tensor_proto.codec import compression_to_proto
 from ome_tensor_proto.methods import ONE_MESSAGE
 from ome_tensor_proto.reader import BatchReader, TileBatch
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .backoff import TRANSIENT, Backoff
 from .channels import Moves
 from .compression import Tuner
-from .connection import TRANSIENT, Backoff, Connection
+from .connection import Connection
+from .read_stats import ReadStats
 
 __all__ = ["TileStream", "read_one"]
 
 #: What must not differ between the calls of one read.
-_SAME = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes")
+_SAME = ("dataset_version", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes", "beside")
 
 
 class _Read:
@@ -32,23 +35,31 @@ class _Read:
         waiting_since: When the wait for the next message began; ``None`` while the caller is busy with the last one.
     """
 
-    def __init__(self, connection: Connection, request: pb.ReadTilesRequest, expected: int) -> None:
+    def __init__(
+        self, connection: Connection, request: pb.ReadTilesRequest, expected: int, stats: ReadStats, server: int | None
+    ) -> None:
         self.connection = connection
+        self.stats = stats
         self.request = pb.ReadTilesRequest()
         self.request.CopyFrom(request)
         self.remaining = expected
         self.header: pb.ReadTilesHeader | None = None
         self.retries = 0
-        self.moves = Moves(connection.channels)
+        # A shard's reader knows its number: shards spread over several servers.
+        order = request.order
+        self.offset = order.shard_index if server is None and order.shard_count > 1 else server
+        self.channels = connection.replicas.pick(self.offset)
+        self.moves = Moves(self.channels)
         self.channel: grpc.Channel | None = None
         self.stop = threading.Event()
         self.call: Any = None
         self.timed_out = False
+        self.began = 0.0
         self.waiting_since: float | None = None
         self.waited = 0.0
         self.tuner: Tuner | None = None
         if connection.options.compression == "auto":
-            dataset = request.keys[0].partition("/")[0]
+            dataset = request.image_rows.dataset if request.HasField("image_rows") else parse_key(request.keys[0]).dataset
             self.tuner = Tuner(connection.advisor, dataset)
             self.request.compression = compression_to_proto(self.tuner.codec)
 
@@ -65,8 +76,11 @@ class _Read:
 
     def begin(self) -> Iterator[bytes]:
         """The messages of a call for what has not arrived yet."""
-        self.timed_out = False
-        with self.connection.channels.use() as self.channel:
+        self.timed_out, self.began = False, time.monotonic()
+        channels = self.connection.replicas.pick(self.offset)
+        if channels is not self.channels:
+            self.channels, self.moves = channels, Moves(channels)
+        with channels.use() as self.channel:
             self.call = self.connection.stream("ReadTiles", self.request, self.channel, may_move=self.moves.offer())
             if self.stop.is_set():
                 self.call.cancel()
@@ -79,12 +93,38 @@ class _Read:
                 finally:
                     self.waited = time.monotonic() - self.waiting_since
                     self.waiting_since = None
+                    self.stats.network += self.waited
                 yield message
 
     def move(self) -> bool:
         """Whether to call again at once, where the server has answered Rebalance."""
         assert self.channel is not None
         return self.moves.make(self.channel, self.stop)
+
+    def decode(self, reader: BatchReader, message: bytes) -> TileBatch | None:
+        """The batch in a message, accounted for."""
+        began = time.perf_counter()
+        batch = reader.feed(message)
+        stats = self.stats
+        stats.decode += time.perf_counter() - began
+        stats.messages += 1
+        stats.nbytes += len(message)
+        if batch is not None:
+            stats.tiles += batch.tile_count
+            timings = batch.timings
+            stats.queue += timings.queue_us * 1e-6
+            stats.gather += timings.gather_us * 1e-6
+            stats.encode += timings.encode_us * 1e-6
+        return batch
+
+    @property
+    def may_go_home(self) -> bool:
+        """Whether the server that this read prefers serves again, and another one is being read from."""
+        replicas = self.connection.replicas
+        if not replicas.are_several:
+            return False
+        home = replicas.home(self.offset)
+        return home is not self.channels and not replicas.is_aside(home)
 
     def tune(self, batch: TileBatch) -> bool:
         """Whether what comes after this batch should be asked for anew, with another compression."""
@@ -103,6 +143,11 @@ class _Read:
         self.request.if_version = wanted
         if header.tile_count != self.remaining:
             raise BrokenStream(f"the server announces {header.tile_count} tiles where {self.remaining} were asked for")
+        beside = [one.column for one in header.beside]
+        if beside != list(self.request.beside):
+            raise BrokenStream(
+                f"the server sends {beside or 'nothing'} beside the tiles where {list(self.request.beside)} was asked for"
+            )
         first = self.header
         if first is None:
             self.header = header
@@ -127,12 +172,8 @@ class _Read:
         """Why a call ended."""
         connection = self.connection
         if self.timed_out:
-            return DeadlineExceeded(
-                f"{connection.target}: no message within {connection.options.timeout:g} s",
-                field="target",
-                value=connection.target,
-            )
-        error = connection.error_of(rpc_error)
+            return connection.no_message(self.channels)
+        error = connection.error_of(rpc_error, self.channels)
         # Not cancelled by us: a server that is stopped hard cancels what runs, and one whose reader stalled frees its place.
         return Unavailable(error.message, field=error.field, value=error.value) if isinstance(error, Cancelled) else error
 
@@ -172,10 +213,19 @@ class TileStream(Iterator[TileBatch]):
         connection: The server.
         request: What to read; its ``order.start`` is where to begin.
         expected: Number of tiles that must come.
+        stats: Where to add what the read costs.
+        server: Number of the server to prefer, counted round, where there are several: by default the shard's, or else the connection's choice.
     """
 
-    def __init__(self, connection: Connection, request: pb.ReadTilesRequest, expected: int) -> None:
-        self._read = _Read(connection, request, expected)
+    def __init__(
+        self,
+        connection: Connection,
+        request: pb.ReadTilesRequest,
+        expected: int,
+        stats: ReadStats | None = None,
+        server: int | None = None,
+    ) -> None:
+        self._read = _Read(connection, request, expected, ReadStats() if stats is None else stats, server)
         self._batches = _batches(self._read)
 
     @property
@@ -223,13 +273,13 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
             try:
                 for message in read.begin():
                     fresh = reader.header is None
-                    batch = reader.feed(message)
+                    batch = read.decode(reader, message)
                     if fresh and reader.header is not None:
                         read.check(reader.header)
                     if batch is not None:
                         arrived = True
                         read.advance(batch)
-                        anew = read.tune(batch)
+                        anew = read.tune(batch) or (read.remaining > 0 and read.may_go_home)
                         yield batch
                         if anew:
                             break
@@ -245,18 +295,24 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
                 read.call = None
             if read.stop.is_set():
                 return
+            if arrived:
+                # Also where the call was ended on purpose: the next one may fail long after the last failure.
+                backoff.progress()
             if error is None:
                 continue
             if isinstance(error, Rebalance):
                 if read.move():
                     continue
-                target = read.connection.target
+                target = read.channels.target
                 error = Unavailable(f"{target}: the server sends this read away again and again", field="target", value=target)
+            if read.connection.fails_over(read.channels, error, backoff, None if arrived else read.began):
+                read.retries += 1
+                read.stats.retries += 1
+                continue
             if isinstance(error, DeadlineExceeded) and not arrived:
                 raise error
-            if arrived:
-                backoff.progress()
             backoff.pause(error, read.stop)
             read.retries += 1
+            read.stats.retries += 1
     finally:
         watchdog.forget(read)
