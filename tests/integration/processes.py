@@ -45,7 +45,8 @@ class ServerProcess:
         path: What it serves.
         log: File for what it writes to stderr.
         listen: ``HOST:PORT``.
-        flags: Further options of the command; without ``--store`` there is no store, so nothing can be mapped.
+        flags: Further options of the command; without ``--store`` there is no store, so nothing can be mapped. ``--lazy`` is no option of the
+            command: without it there is ``--preload``.
     """
 
     def __init__(self, path: Path, log: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
@@ -54,6 +55,11 @@ class ServerProcess:
         # Nothing is left behind in shared memory, and pixels take the wire, unless a test wants it otherwise.
         if "--store" not in flags:
             flags = ("--store", "none", *flags)
+        # What is served is there once the server says so, unless a test is about loading.
+        if "--lazy" in flags:
+            flags = tuple(flag for flag in flags if flag != "--lazy")
+        else:
+            flags = ("--preload", *flags)
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ome_tensor_client", "serve", str(path), "--listen", listen, *flags],

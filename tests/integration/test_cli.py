@@ -136,11 +136,11 @@ def target(folder: Path) -> Iterator[str]:
 
 def test_ls_lists_datasets_as_tab_separated_lines(target: str, folder: Path, images: Mapping[str, np.ndarray]) -> None:
     header, *lines = succeeded(ome_tensor("ls", target)).splitlines()
-    assert header.split("\t") == ["DATASET", "IMAGES", "ROWS", "IMAGE COLUMNS", "MEMORY", "SOURCE"]
+    assert header.split("\t") == ["DATASET", "STATE", "IMAGES", "ROWS", "IMAGE COLUMNS", "SIZE", "FORMAT", "SOURCE"]
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
     assert sorted(rows) == sorted([*images, "plate one", "holed"])
-    assert rows["plate one"][:3] == ["2", "3", "image"]
-    assert rows["gray"][4] == "gray.ome.parquet"
+    assert rows["plate one"][:4] == ["loaded", "2", "3", "image"]
+    assert rows["gray"][5:] == ["parquet", "gray.ome.parquet"]
 
 
 def test_ls_json_of_datasets(target: str) -> None:
@@ -148,6 +148,7 @@ def test_ls_json_of_datasets(target: str) -> None:
     plate = next(dataset for dataset in datasets if dataset["name"] == "plate one")
     assert plate.pop("version")
     assert plate.pop("resident_bytes") > 0
+    assert plate.pop("estimated_bytes") > 0
     assert plate == {
         "name": "plate one",
         "image_count": 2,
@@ -155,6 +156,10 @@ def test_ls_json_of_datasets(target: str) -> None:
         "image_columns": ["image"],
         "other_columns": [{"name": "well", "arrow_type": "string"}],
         "source_name": "plate one.parquet",
+        "state": "loaded",
+        "progress": None,
+        "problem": None,
+        "format": "parquet",
     }
 
 
@@ -204,6 +209,7 @@ def test_info_json(target: str, images: Mapping[str, np.ndarray]) -> None:
             for c, (name, color) in enumerate((("DNA", "#FF4000FF"), ("Actin", "#0080FFFF")))
         ],
         "problem": None,
+        "levels": [list(SHAPE)],
     }
 
 

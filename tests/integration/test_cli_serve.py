@@ -20,7 +20,7 @@ from tests.integration.processes import wait_until
 from tests.integration.test_cli import failed, ome_tensor, succeeded, without
 
 from ome_tensor_server import Settings, TensorServer
-from ome_tensor_server.catalogue import find_sources
+from ome_tensor_server.finding import find_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_serve_says_where_and_ends_cleanly_on_a_signal(path: Path, number: signa
         while (done := ome_tensor("health", target)).returncode and time.monotonic() < deadline:
             pass
         assert succeeded(done) == "SERVING\n"
-        assert "image\t1\t1\timage" in succeeded(ome_tensor("ls", target))
+        assert "image\tnot loaded\t-\t1\timage" in succeeded(ome_tensor("ls", target))
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0
@@ -92,7 +92,7 @@ def test_serve_says_when_there_is_nothing(tmp_path: Path) -> None:
         wait_until(lambda: ome_tensor("health", target).returncode == 0, "the server is ready", 30)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-    assert f"no Parquet or Arrow file in {tmp_path}" in err
+    assert f"nothing to serve in {tmp_path}" in err
 
 
 def test_serve_of_what_is_no_file(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_serve_refuses_a_path_that_is_not_there_or_not_parquet(path: Path, tmp_p
     assert "does not exist" in failed(ome_tensor("serve", tmp_path / "nothing"))
     text = tmp_path / "notes.txt"
     text.write_text("not Parquet")
-    assert "is not a Parquet or Arrow file" in failed(ome_tensor("serve", path, text))
+    assert "is not a file of images that this server reads" in failed(ome_tensor("serve", path, text))
 
 
 def test_serve_refuses_a_port_in_use(path: Path) -> None:
@@ -259,7 +259,10 @@ def test_demo_used_wrongly(tmp_path: Path) -> None:
     done = ome_tensor("demo", "--data", text, "-o", tmp_path / "x.png")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line == f"error: the server did not start: {text} is not a Parquet or Arrow file"
+    assert (
+        line
+        == f"error: the server did not start: {text} is not a file of images that this server reads (Parquet, Arrow, Vortex, OME-TIFF, npy)"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tests.integration.images import expected_tile, random_pixels, write_image
 
+from ome_tensor.batches import arrays_of, with_arrays
+from ome_tensor.staging import pinned_each
 from ome_tensor_client import Client, connect
 from ome_tensor_server.testing import running_server
 
@@ -90,3 +92,75 @@ def test_whole_views(client: Client, pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(on_host(tensor), pixels[0, 1], strict=True)
     tensor.zero_()
     np.testing.assert_array_equal(view.to_numpy(), pixels[0, 1], strict=True)
+
+
+def test_masks_come_along(client: Client, pixels: np.ndarray) -> None:
+    """Of an image set: what comes beside is on the device too."""
+    images = client.dataset("image").images()
+    batches = list(
+        images.iter_batches(tile_size=(48, 54), batch_size=4, beside=["image"], t=0, layout="CZYX", device="cuda", prefetch=2)
+    )
+    assert sum(map(len, batches)) == 25
+    for batch in batches:
+        np.testing.assert_array_equal(on_host(batch.beside["image"]), on_host(batch.array), strict=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_on_a_device(client: Client, workers: int) -> None:
+    """The same batches as on the host, in order; and in page-locked memory."""
+    from ome_tensor_client.torch import TileDataset, TileLoader
+
+    def made() -> TileDataset:
+        return TileDataset(client.dataset("image").images(), tile_size=(48, 54), batch_size=4, shuffle=True, seed=3, t=0)
+
+    wanted = list(made())
+    more: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
+    loader = TileLoader(made(), device="cuda", **more)
+    for there, here in zip(loader, wanted, strict=True):
+        for key, value in here.items():
+            assert there[key].is_cuda
+            assert torch.equal(there[key].cpu(), value), key
+    assert loader.stats().copy > 0
+    for there, here in zip(TileLoader(made(), pin_memory=True, **more), wanted, strict=True):
+        assert all(tensor.is_pinned() for tensor in there.values())
+        assert torch.equal(there["pixels"], here["pixels"])
+
+
+def test_cupy_takes_a_batch(client: Client, pixels: np.ndarray) -> None:
+    cupy = pytest.importorskip("cupy")
+    view = client.tensor_view("image", t=1, layout="CZYX")
+    with cupy.cuda.Stream(non_blocking=True):
+        for batch in view.iter_batches(tile_size=(48, 54), batch_size=4, device="cuda", prefetch=2):
+            found = batch.to_cupy()
+            for (_, _, y, x), tile in zip(batch.origins.tolist(), cupy.asnumpy(found), strict=True):
+                np.testing.assert_array_equal(tile, pixels[1, :, :, y : y + 48, x : x + 54].transpose(1, 0, 2, 3), strict=True)
+
+
+def test_batches_in_page_locked_memory(client: Client) -> None:
+    """With their masks; for those who take them to the device by themselves."""
+    images = client.dataset("image").images()
+    arguments: dict[str, Any] = {"tile_size": (48, 54), "batch_size": 4, "beside": ["image"], "t": 0, "layout": "CZYX"}
+    pinned = pinned_each(images.iter_batches(**arguments, prefetch=2), arrays_of, with_arrays)
+    for there, here in zip(pinned, images.iter_batches(**arguments), strict=True):
+        assert there.array.is_pinned()
+        assert there.beside["image"].is_pinned()
+        moved = there.to_torch().to("cuda", non_blocking=True)
+        del there
+        np.testing.assert_array_equal(on_host(moved), here.array, strict=True)
+
+
+def test_a_read_that_is_given_up(client: Client) -> None:
+    """Its buffers and its stream of tiles end with it; what was handed over stays what it is."""
+    view = client.tensor_view("image", t=0, layout="CZYX")
+    batches = view.iter_batches(tile_size=(48, 54), batch_size=2, device="cuda", prefetch=2)
+    first = next(batches)
+    wanted = next(view.iter_batches(tile_size=(48, 54), batch_size=2)).array
+    batches.close()  # type: ignore[attr-defined]
+    assert next(batches, None) is None
+    np.testing.assert_array_equal(on_host(first.to_torch()), wanted, strict=True)
+
+
+def test_a_whole_view_for_cupy(client: Client, pixels: np.ndarray) -> None:
+    cupy = pytest.importorskip("cupy")
+    found = client.tensor_view("image", t=0, z=1).to_cupy()
+    np.testing.assert_array_equal(cupy.asnumpy(found), pixels[0, 1], strict=True)

@@ -20,7 +20,7 @@ from ome_tensor import InvalidArgument, OmeTensorError, Unavailable
 from ome_tensor_client import connect
 from ome_tensor_proto.methods import METHODS, SERVICE
 from ome_tensor_server import Settings, TensorServer
-from ome_tensor_server.catalogue import find_sources
+from ome_tensor_server.finding import find_sources
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 Start = Callable[..., ServerProcess]

@@ -25,7 +25,7 @@ from ome_tensor import DatasetChanged, DatasetNotFound, ImageNotFound, InvalidAr
 from ome_tensor_client import Client, connect
 from ome_tensor_proto.host import host_proof, is_host_proof
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
-from ome_tensor_server.catalogue import find_sources
+from ome_tensor_server.finding import find_sources
 from ome_tensor_server.policy import Action, Caller, Policy
 from ome_tensor_server.settings import Settings
 from ome_tensor_server.testing import RunningServer, running_server

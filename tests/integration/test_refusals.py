@@ -52,13 +52,8 @@ def cut(**sizes: int) -> view_pb2.Tiling:
 
 
 WINDOWS = view_pb2.Tiling(windows=view_pb2.WindowsCut(h=4, w=4, origin_y=[1], origin_x=[0], image=[1]))
-SPANS = view_pb2.Order(spans=[view_pb2.PositionSpan(first=0, count=1)])
 UNBUILT = {
-    "several images": ({"keys": ["image", "image"]}, "keys"),
-    "pyramid": ({"pyramid_level": 1}, "pyramid_level"),
     "checksum": ({"checksum": pb.CHECKSUM_KIND_CRC32C}, "checksum"),
-    "windows of another image": ({"tiling": WINDOWS}, "tiling.windows.image"),
-    "spans": ({"order": SPANS}, "order.spans"),
 }
 
 
@@ -77,6 +72,34 @@ def with_view(**fields: object) -> pb.ReadTilesRequest:
 
 
 REFUSED = {
+    "keys of two datasets": (pb.ReadTilesRequest(keys=["image", "big"]), Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", "keys"),
+    "keys and rows": (
+        pb.ReadTilesRequest(keys=["image"], image_rows=pb.ImageRows(dataset="image", rows=[0])),
+        Code.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        "keys",
+    ),
+    "no rows": (
+        pb.ReadTilesRequest(image_rows=pb.ImageRows(dataset="image")),
+        Code.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        "image_rows.rows",
+    ),
+    "a row that is not there": (
+        pb.ReadTilesRequest(image_rows=pb.ImageRows(dataset="image", rows=[0, 2**64 - 1])),
+        Code.NOT_FOUND,
+        "IMAGE_NOT_FOUND",
+        "key",
+    ),
+    "a level that is not there": (request(pyramid_level=9), Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", "pyramid_level"),
+    "a window of another image": (request(tiling=WINDOWS), Code.INVALID_ARGUMENT, "INVALID_SELECTION", "images"),
+    "a span beyond the end": (
+        request(order=view_pb2.Order(spans=[view_pb2.PositionSpan(first=1, count=1)])),
+        Code.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        "spans",
+    ),
+    "a column beside that is not there": (request(beside=["mask"]), Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", "beside"),
     "no key": (pb.ReadTilesRequest(), Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", "keys"),
     "malformed key": (request("a/b/c/d"), Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", "key"),
     "no dataset": (request("nothing"), Code.NOT_FOUND, "DATASET_NOT_FOUND", "key"),

@@ -176,6 +176,7 @@ def test_reflection_lists_the_services(typed: tuple[RunningServer, dict[str, np.
         services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
     assert services == {
         "ome_tensor_proto.v1.TensorService",
+        "ome_tensor_proto.v1.AdminService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

@@ -32,8 +32,8 @@ from ome_tensor_proto.methods import MAY_MOVE, METHODS, SERVICE
 from ome_tensor_proto.status import to_status
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_server import Settings, TensorServer
-from ome_tensor_server.catalogue import find_sources
 from ome_tensor_server.control import Control
+from ome_tensor_server.finding import find_sources
 
 psutil = pytest.importorskip("psutil")
 
@@ -60,8 +60,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def workers(server: ServerProcess) -> list[psutil.Process]:
-    """The worker processes."""
-    return psutil.Process(server.process.pid).children()
+    """The worker processes; a server's other children read its sources."""
+    return [one for one in psutil.Process(server.process.pid).children() if "ome_tensor_server.worker" in _command(one)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; of one that has ended and that its supervisor has not looked after yet, that of a worker."""
+    try:
+        command: list[str] = process.cmdline()
+    except psutil.ZombieProcess:
+        return ["ome_tensor_server.worker"]
+    except psutil.NoSuchProcess:
+        return []
+    return command
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -46,6 +47,25 @@ def test_stream(tmp_path: Path) -> None:
     rows = bench("stream", tmp_path / "figures.json")["stream"]
     assert len({row["what"] for row in rows}) == len(rows)
     assert [row["unit"] for row in rows if row["below"] is not None] == ["ms"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize(
+    "name, arguments, words",
+    [
+        ("training", ["--quick"], "of the stream"),
+        ("epoch_kills", ["--kills", "3"], "epochs that differ"),
+        ("replicas", ["--seconds", "6"], "0 wrong"),
+    ],
+)
+def test_benchmarks_of_training(name: str, arguments: list[str], words: str) -> None:
+    """The last two end with an error where a single batch is not what it should be."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert words in done.stdout
 
 
 def test_imports_of_the_client_are_light() -> None:

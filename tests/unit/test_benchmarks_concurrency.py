@@ -119,7 +119,9 @@ def test_what_is_left_out_is_shipped() -> None:
     from ome_tensor_client import connection
     from ome_tensor_server import app
 
-    for variant in tuning._VARIANTS:
+    variants = tuning.variants_here()
+    assert len(variants) >= len(tuning._VARIANTS) - 1
+    for variant in variants:
         assert (tuning.changed(app._OPTIONS, variant.server) == app._OPTIONS) == (not variant.server)
         assert (tuning.changed(connection._CHANNEL_OPTIONS, variant.client) == connection._CHANNEL_OPTIONS) == (
             not variant.client

@@ -19,7 +19,7 @@ from ome_tensor import InvalidRecord, LimitExceeded, TensorView
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.pixels import StoredPixels
 from ome_tensor.plan import Plan
-from ome_tensor.view import view_of_record
+from ome_tensor.view import view_of_image
 
 SHAPE = (2, 3, 2, 9, 11)
 PIXELS = random_pixels(SHAPE)
@@ -196,7 +196,7 @@ def test_a_bomb_is_not_unpacked() -> None:
     record = cut(np.zeros((1, 1, 1, 1000, 1000), np.uint16), (1, 1000, 1000), codec="zstd")
     assert len(record["chunks"][0]["pixel_bytes"]) < 1000
     cache = ChunkCache(max_chunk_bytes=1_000_000)
-    view = view_of_record(StoredPixels(arrow(record)[0], cache), Plan())
+    view = view_of_image(StoredPixels(arrow(record)[0], cache), Plan())
     with pytest.raises(LimitExceeded, match="max_chunk_bytes"):
         view.to_numpy()
 
@@ -209,11 +209,11 @@ def test_the_cache_keeps_its_bound() -> None:
     pixels = StoredPixels(arrow(record)[0], cache)
 
     def read(_: int) -> bool:
-        return np.array_equal(view_of_record(pixels, Plan(layout="TZCHW")).to_numpy(), PIXELS)
+        return np.array_equal(view_of_image(pixels, Plan(layout="TZCHW")).to_numpy(), PIXELS)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(40)))
     assert cache.nbytes == 3 * chunk
     none = ChunkCache(chunk - 1)
-    assert np.array_equal(view_of_record(StoredPixels(arrow(record)[0], none), Plan(layout="TZCHW")).to_numpy(), PIXELS)
+    assert np.array_equal(view_of_image(StoredPixels(arrow(record)[0], none), Plan(layout="TZCHW")).to_numpy(), PIXELS)
     assert none.nbytes == 0

@@ -9,6 +9,7 @@ import pytest
 
 from ome_tensor import InvalidArgument, TensorView
 from ome_tensor_client import Client, connect
+from ome_tensor_client.health import check_health
 
 NAMES: dict[str, tuple[Callable[[Client, Any], object], str]] = {
     "images": (lambda client, name: client.images(name), "dataset"),
@@ -27,7 +28,8 @@ def test_names_are_text(use: Callable[[Client, Any], object], field: str, name: 
     with connect("127.0.0.1:9", retry_for=0, timeout=0.1) as client, pytest.raises(InvalidArgument) as caught:
         use(client, name)
     assert caught.value.field == field
-    assert repr(name) in str(caught.value)
+    # Of a list of targets one is to blame.
+    assert (repr(name[0]) if field == "target" and isinstance(name, list) else repr(name)) in str(caught.value)
     # Whoever prints it can.
     str(caught.value).encode()
 
@@ -38,6 +40,42 @@ def test_ports(port: str) -> None:
     with pytest.raises(InvalidArgument, match="target must be HOST:PORT") as caught:
         connect(f"127.0.0.1:{port}")
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "targets, words",
+    [
+        ([], "a list of 1 to 64 of them"),
+        (["a:1"] * 65, "a list of 1 to 64 of them"),
+        (["a:1", "b:2", "a:1"], "target 'a:1' is named twice"),
+        ("a:1,b:2,a:1", "target 'a:1' is named twice"),
+        ("a:1,,b:2", "target must be HOST:PORT, not ''"),
+        (["a:1", 5], "target must be HOST:PORT, not 5"),
+        ({"a:1"}, "target must be HOST:PORT, or a list"),
+        (",".join(f"a:{port}" for port in range(1, 66)), "a list of 1 to 64 of them"),
+        # In a list each is one: where a comma is meant to separate two, the text alone says so.
+        (["a,b:2"], "target must be HOST:PORT, not 'a,b:2'"),
+    ],
+)
+def test_several_targets(targets: Any, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        connect(targets)
+    assert caught.value.field == "target"
+
+
+def test_what_is_of_one_server() -> None:
+    """What would make several differ is refused, and so is to map from one of them."""
+    with connect(["a:1", "b:2"]) as client:
+        assert (client.target, client.targets) == ("a:1,b:2", ("a:1", "b:2"))
+        with pytest.raises(InvalidArgument, match="administration is of one server"):
+            client.admin.refresh("x")
+        with pytest.raises(InvalidArgument, match="an upload is of one server"):
+            client.upload("x", None)
+    with pytest.raises(InvalidArgument, match="a health check is of one server"):
+        check_health("a:1,b:2")
+    with pytest.raises(InvalidArgument, match="transport='mapped' is of one server"):
+        connect(["a:1", "b:2"], transport="mapped")
+    assert connect("a:1").targets == connect(["a:1"]).targets == ("a:1",)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from tests.integration.images import random_pixels, record_of
 
 from ome_tensor import DeviceUnavailable, DLPackTensor, InvalidArgument, MissingDependency, TensorView
-from ome_tensor.handoff import Device, parse_device, parse_mode, to_jax, to_torch, upload_each
+from ome_tensor.handoff import Device, export_tensor, parse_device, parse_mode, to_jax, to_torch, upload, upload_each
+from ome_tensor.staging import pinned_each
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_JAX = importlib.util.find_spec("jax") is not None
@@ -228,6 +229,84 @@ def test_uploads_stay_lazy() -> None:
     assert taken == 0
     next(found)
     assert taken == 3
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name not in ("uint32", "uint64")] + ["bool"])
+def test_layouts_and_dtypes_on_a_device(dtype: str) -> None:
+    """As on the host: permuted, with gaps, backwards, scalar, empty; whole or in pieces."""
+    pixels = np.array(random_pixels((5, 60, 70, 3), dtype))
+    shown = [pixels, pixels.transpose(0, 3, 1, 2), pixels[:, ::2, 1:], pixels[::-1], np.array(pixels[0, 0, 0, 0]), pixels[:0]]
+    for max_bytes in (1 << 20, 1):
+        for tensor, array in zip(upload_each(iter(shown), Device("cuda"), max_bytes=max_bytes), shown, strict=True):
+            np.testing.assert_array_equal(tensor.cpu().numpy(), array, strict=True)
+    assert next(upload_each([shown[1]], Device("cuda"))).stride() == tuple(
+        stride // pixels.itemsize for stride in shown[1].strides
+    )
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_large_array_goes_in_pieces() -> None:
+    """Of more than there is pinned memory for."""
+    array = np.arange(40 << 20, dtype=np.int32).reshape(40, 1 << 10, 1 << 10).transpose(1, 2, 0)
+    tensor = upload(array, Device("cuda"))
+    np.testing.assert_array_equal(tensor.cpu().numpy(), array, strict=True)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_pinned_memory_is_used_again_and_never_too_early() -> None:
+    """Copied from on a stream that nobody else knows of, and dropped at once."""
+    import torch
+
+    stream, places, there = torch.cuda.Stream(), set(), []
+    for tensor in pinned_each(np.full(1 << 20, number, np.int32) for number in range(40)):
+        assert tensor.is_pinned()
+        places.add(tensor.data_ptr())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1_000_000)
+            there.append(tensor.to("cuda", non_blocking=True))
+        del tensor
+    stream.synchronize()
+    assert [(int(one.min()), int(one.max())) for one in there] == [(number, number) for number in range(40)]
+    torch.cuda.synchronize()
+    again = [next(pinned_each([np.zeros(1 << 20, np.int32)])).data_ptr() for _ in range(3)]
+    assert set(again) <= places
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("consumer", ["none", "legacy", "per thread", "another"])
+def test_a_consumers_stream_comes_after_what_was_queued(consumer: str) -> None:
+    """Each of DLPack's ways to name it."""
+    import torch
+
+    producing, consuming = torch.cuda.Stream(), torch.cuda.Stream()
+    tensor = torch.zeros(1 << 20, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(producing):
+        torch.cuda._sleep(50_000_000)
+        tensor.fill_(1)
+        named = {"none": None, "legacy": 1, "per thread": 2, "another": consuming.cuda_stream}[consumer]
+        capsule = export_tensor(tensor, stream=named, max_version=(1, 0))
+    with torch.cuda.stream(consuming if consumer == "another" else torch.cuda.default_stream()):
+        total = float(torch.utils.dlpack.from_dlpack(capsule).sum())
+    assert total == 1 << 20
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_copy_for_the_cpu() -> None:
+    """Whatever torch does itself about ``dl_device``."""
+    import torch
+
+    tensor = torch.arange(10, device="cuda")
+    assert torch.utils.dlpack.from_dlpack(export_tensor(tensor, dl_device=(1, 0))).tolist() == list(range(10))
+    copied = torch.utils.dlpack.from_dlpack(export_tensor(tensor, copy=True))
+    assert copied.is_cuda
+    assert copied.data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.cuda

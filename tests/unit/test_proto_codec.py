@@ -174,11 +174,12 @@ Cut = view_pb2.Tiling
         (Cut(edge="EDGE_POLICY_PAD", time_batches={"t": 1}), InvalidArgument, "tiling.edge"),
         (Cut(time_batches={}), InvalidArgument, "tiling.time_batches"),
         (Cut(tiles={"h": 4}), InvalidArgument, "tiling.tiles"),
+        (Cut(centred={"h": 4}), InvalidArgument, "tiling.centred"),
         (Cut(tiles_3d={"h": 4, "w": 4}), InvalidArgument, "tiling.tiles_3d"),
         (
-            Cut(windows={"h": 4, "w": 4, "image": [0, 1], "origin_y": [0, 0], "origin_x": [0, 0]}),
-            NotSupported,
-            "tiling.windows.image",
+            Cut(windows={"h": 4, "w": 4, "image": [0, 2**40], "origin_y": [0, 0], "origin_x": [0, 0]}),
+            InvalidSelection,
+            "tiling.windows",
         ),
         (Cut(windows={"h": 4, "w": 4, "image": [0], "origin_y": [0, 0], "origin_x": [0, 0]}), InvalidSelection, "tiling.windows"),
         (Cut(windows={"t": 1, "h": 4, "w": 4}), InvalidArgument, "tiling.windows"),
@@ -191,7 +192,7 @@ Cut = view_pb2.Tiling
         (Cut(edge="EDGE_POLICY_DROP", windows={"h": 4, "w": 4}), InvalidArgument, "tiling.edge"),
         (view_pb2.Order(shuffle=True), InvalidArgument, "order.seed"),
         (view_pb2.Order(shard_index=1), InvalidArgument, "order.shard_index"),
-        (view_pb2.Order(spans=[{"count": 1}]), NotSupported, "order.spans"),
+        (view_pb2.Order(spans=[{"count": 1}], shard_count=2), InvalidArgument, "order.spans"),
     ],
 )
 def test_malformed_tilings_and_orders_are_refused_by_path(message, error, field):
@@ -239,8 +240,8 @@ def test_orders_and_tilings_that_cannot_be_sent_are_refused():
     "fields, error, field",
     [
         ({"keys": []}, InvalidArgument, "keys"),
-        ({"keys": ["a", "b"]}, NotSupported, "keys"),
-        ({"pyramid_level": 1}, NotSupported, "pyramid_level"),
+        ({"image_rows": {"dataset": "a", "rows": [1]}}, InvalidArgument, "keys"),
+        ({"keys": [], "image_rows": {"dataset": "a"}}, InvalidArgument, "image_rows.rows"),
         ({"checksum": "CHECKSUM_KIND_CRC32C"}, NotSupported, "checksum"),
         ({"checksum": 77}, InvalidArgument, "checksum"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from ome_tensor import errors
 from ome_tensor.errors import OmeTensorError, Reason
-from ome_tensor_proto.methods import METHODS, SERVICE
+from ome_tensor_proto.methods import ADMIN_METHODS, METHODS, SERVICE
 from ome_tensor_proto.status import STATUS_CODES, from_rpc_error, to_status
 
 CLASSES = [
@@ -136,7 +136,8 @@ class Bare(grpc.RpcError):
         (grpc.StatusCode.UNIMPLEMENTED, errors.NotSupported),
         (grpc.StatusCode.NOT_FOUND, errors.ImageNotFound),
         (grpc.StatusCode.INTERNAL, errors.ServerError),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.ServerError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.NotAllowed),
+        (grpc.StatusCode.ABORTED, errors.ServerError),
     ],
 )
 def test_a_status_without_details_is_read_by_its_code(code, cls):
@@ -160,8 +161,18 @@ def test_details_that_are_not_ours_do_not_count():
 
 
 def test_the_method_table_is_the_contract():
-    assert set(METHODS) == {"ListDatasets", "GetDataset", "ListImages", "ResolveView", "ReadTiles", "MapDataset"}
-    for name, method in METHODS.items():
-        assert method.path == f"/ome_tensor_proto.v1.TensorService/{name}"
-        assert method.request.DESCRIPTOR.name == f"{name}Request"
-        assert method.response.DESCRIPTOR.name == f"{name}Response"
+    assert set(METHODS) == {"ListDatasets", "GetDataset", "ListImages", "SelectImages", "ResolveView", "ReadTiles", "MapDataset"}
+    assert set(ADMIN_METHODS) == {
+        "RegisterDataset",
+        "UploadDataset",
+        "RefreshDataset",
+        "RemoveDataset",
+        "LoadDataset",
+        "CancelLoad",
+    }
+    for service, methods in (("TensorService", METHODS), ("AdminService", ADMIN_METHODS)):
+        for name, method in methods.items():
+            assert method.path == f"/ome_tensor_proto.v1.{service}/{name}"
+            assert method.request.DESCRIPTOR.name == f"{name}Request"
+            assert method.response.DESCRIPTOR.name == f"{name}Response"
+            assert method.takes_stream == (name == "UploadDataset")

@@ -35,7 +35,7 @@ HEAVY = "torch jax pandas matplotlib tifffile PIL zarr pydantic typer rich ome_a
 PUBLIC = {
     ome_tensor: """BatchArray BrokenStream Cancelled Channel DLPackTensor DatasetChanged DatasetNotFound DeadlineExceeded DeviceUnavailable
         ImageMeta ImageNotFound InvalidArgument InvalidRecord InvalidSelection LazyTensorView LimitExceeded MissingDependency
-        NotSupported OmeTensorError Overloaded Rebalance ServerError TensorView TileArray Unavailable""",
+        NotAllowed NotSupported OmeTensorError Overloaded Rebalance ServerError TensorView TileArray Unavailable""",
     ome_tensor_client: "Client Options connect",
 }
 
@@ -148,6 +148,7 @@ def test_every_reason_has_one_error() -> None:
         (ome_tensor.BrokenStream, ConnectionError),
         (ome_tensor.DeadlineExceeded, TimeoutError),
         (ome_tensor.NotSupported, NotImplementedError),
+        (ome_tensor.NotAllowed, PermissionError),
         (ome_tensor.DeviceUnavailable, RuntimeError),
         (ome_tensor.MissingDependency, RuntimeError),
     ],

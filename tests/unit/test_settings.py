@@ -13,7 +13,7 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor_server.settings import PREFIX, Settings, is_loopback, split_address
 
 NUMBERS = [field.name for field in dataclasses.fields(Settings) if field.type in ("int", "float")]
-POSITIVE = [name for name in NUMBERS if name not in ("decode_cache_bytes", "grace_seconds")]
+POSITIVE = [name for name in NUMBERS if name not in ("decode_cache_bytes", "grace_seconds", "load_seconds", "watch_seconds")]
 
 
 def variable(name: str) -> str:
@@ -38,6 +38,14 @@ def test_defaults() -> None:
         ("workers", "4", 4, 2),
         ("store", "/var/lib/ome-tensor", "/var/lib/ome-tensor", "/tmp/store"),
         ("mapping", "off", "off", "on"),
+        ("memory_limit", "2G", "2G", "60%"),
+        ("preload", "true", True, False),
+        ("load_seconds", "0", 0, 1.5),
+        ("watch_seconds", "2.5", 2.5, 0),
+        ("roots", "/data:/more", "/data:/more", "/other"),
+        ("admin", "off", "off", "on"),
+        ("uploads", "/var/lib/uploads", "/var/lib/uploads", ""),
+        ("max_upload_bytes", "5", 5, 6),
         ("batch_bytes", "4096", 4096, 8192),
         ("max_request_bytes", "1_000", 1000, 1),
         ("max_tile_bytes", "1", 1, 2),
