@@ -16,7 +16,7 @@ BUILD := $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE))
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.stamp-demo ## serve an example image, read it back as tensors, write a picture of it
@@ -40,6 +40,26 @@ fmt: $(VENV)/.stamp-check ## mend what ruff can mend, and format
 .PHONY: bench
 bench: $(VENV)/.stamp-test ## measure the engine, the stream, its peers on the wire (those that are installed), and the import
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: bench-datasets
+bench-datasets: $(VENV)/.stamp-test ## measure crops in one stream, a dataset larger than memory, and uploads under kill -9
+	$(BIN)/python -m benchmarks.crops
+	$(BIN)/python -m benchmarks.budget
+	$(BIN)/python -m benchmarks.uploads
+
+.PHONY: bench-training
+bench-training: $(VENV)/.stamp-test ## measure training datasets, epochs under kill -9, and two servers of which one is killed
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.epoch_kills
+	$(BIN)/python -m benchmarks.replicas
+
+.PHONY: exactly-once
+exactly-once: $(VENV)/.stamp-test ## read a thousand random epochs, over ranks, workers, checkpoints (CASES=1000)
+	OME_TENSOR_CASES=$(or $(CASES),1000) $(BIN)/python -m pytest -q tests/integration/test_training.py -k every_sample_of_an_epoch --timeout 1800
+
+.PHONY: fuzz
+fuzz: $(VENV)/.stamp-test ## feed damaged files to the readers (FUZZ_SECONDS=600)
+	$(BIN)/python -m tests.unit.fuzz_readers $(or $(FUZZ_SECONDS),600)
 
 .PHONY: proto
 proto: .venv-proto/.stamp-$(GRPC_TOOLS) ## regenerate the code of the wire contract

@@ -310,13 +310,13 @@ def _settings(store: str) -> Any:
     from ome_tensor_server.settings import Settings
 
     # One for everybody: the largest case, and room for the single reads.
-    return Settings(listen="127.0.0.1:0", store=store, max_concurrent_reads=max(case.streams for case in CASES) + 8)
+    return Settings(listen="127.0.0.1:0", store=store, preload=True, max_concurrent_reads=max(case.streams for case in CASES) + 8)
 
 
 def _serve_sync(pipe: Connection, path: Path, store: str) -> None:
     """This project's server, until the pipe is closed."""
     from ome_tensor_server.app import TensorServer
-    from ome_tensor_server.catalogue import find_sources
+    from ome_tensor_server.finding import find_sources
 
     keep_blocks()
     server = TensorServer(_settings(store))
@@ -338,14 +338,20 @@ def _serve_asyncio(pipe: Connection, path: Path, store: str, executor: bool) -> 
 async def _serve_on_loop(pipe: Connection, path: Path, store: str, executor: bool) -> None:
     from ome_tensor.blocks import ChunkCache
     from ome_tensor_server import app
-    from ome_tensor_server.catalogue import find_sources, load_catalogue
+    from ome_tensor_server.catalogue import Shelves
+    from ome_tensor_server.finding import find_sources
+    from ome_tensor_server.house import House
+    from ome_tensor_server.in_place import settings_readers
     from ome_tensor_server.service import TensorService
-    from ome_tensor_server.store import open_store
+    from ome_tensor_server.usage import Usage
 
-    settings = _settings(store)
-    service = TensorService(settings)
-    cache = ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes)
-    service.serve(load_catalogue(find_sources([path]), cache, store=open_store(store, [path])), 0, lambda: None)
+    settings, usage, sources = _settings(store), Usage(), find_sources([path])
+    service = TensorService(settings, usage=usage)
+    house = House(settings, usage, lambda entries, tables: None, None, sources)
+    house.move_in(sources, lambda: False)
+    shelves = Shelves(ChunkCache(settings.decode_cache_bytes, settings.max_chunk_bytes), settings_readers(settings))
+    catalogue = shelves.catalogue(house.librarian.entries, house.librarian.tables)
+    service.serve(catalogue, 0, lambda: None, house.office)
     server = grpc.aio.server(
         options=[*app._OPTIONS, ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=settings.max_concurrent_reads + app._METADATA_THREADS,

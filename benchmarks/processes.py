@@ -42,6 +42,7 @@ def serving(path: Path) -> Iterator[ServerProcess]:
         str(path),
         "--listen",
         "127.0.0.1:0",
+        "--preload",
         "--log-level",
         "error",
         # What the default leaves in shared memory for a warm restart would stay there.
