@@ -268,8 +268,16 @@ def test_demo_used_wrongly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     pytest.importorskip("PIL.Image")
+    # It waits in the middle of its work: however late this process hears of it, it has not come to its end by then.
+    (tmp_path / "halted").mkdir()
+    (tmp_path / "halted" / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if 'demo' in sys.argv:\n"
+        "    import ome_tensor.view as view\n"
+        "    view.TensorView.to_numpy = lambda self, **options: time.sleep(60)\n"
+    )
     command = [sys.executable, "-u", "-m", "ome_tensor_client", "demo", "-o", str(tmp_path / "x.png")]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(tmp_path / "halted")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     ) as process:
@@ -279,6 +287,6 @@ def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path, number:
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert not list(tmp_path.iterdir()), "neither a picture nor a store"
+    assert [found.name for found in tmp_path.iterdir()] == ["halted"], "neither a picture nor a store"
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
