@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from ome_tensor.keys import check_name
 from ome_tensor.listing import DatasetInfo
 from ome_tensor_proto.listing import dataset_from_proto
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
+
+from .counts import Counts, Sample
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -86,3 +89,9 @@ class Admin:
         """Have the server give up loading a dataset; whether it was loading it."""
         request = pb.CancelLoadRequest(name=check_name(name, "name", "dataset name"))
         return self._connection.call("CancelLoad", request, pb.CancelLoadResponse).cancelled
+
+    def metrics(self) -> Counts:
+        """What the server has counted since it started, all its workers together: what its metrics page says."""
+        answer = self._connection.call("GetMetrics", pb.GetMetricsRequest(), pb.GetMetricsResponse)
+        samples = [Sample(sample.name, dict(sample.labels), sample.value) for sample in answer.samples]
+        return Counts(samples, time.monotonic())

@@ -48,6 +48,9 @@ class Backoff:
             self._since = time.monotonic()
         # Jitter: many workers that lost one server should not come back in step.
         wait = self._wait * random.uniform(0.5, 1.0)
+        if error.retry_after is not None:
+            # The server knows better; not all that were told the same are to come at once.
+            wait = max(wait, error.retry_after * random.uniform(1.0, 1.25))
         if not isinstance(error, TRANSIENT) or time.monotonic() - self._since + wait > self._retry_for:
             raise error
         self._wait = min(2 * self._wait, _LONGEST_WAIT)

@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,14 +48,14 @@ class Channels:
 
     Args:
         target: ``HOST:PORT``.
-        options: gRPC's, for each channel.
+        make: Makes a channel to it.
 
     Attributes:
         target: As given.
     """
 
-    def __init__(self, target: str, options: tuple[tuple[str, Any], ...]) -> None:
-        self.target, self._options = target, options
+    def __init__(self, target: str, make: Callable[[str], grpc.Channel]) -> None:
+        self.target, self._make = target, make
         # Those that are open: the current one, if there is one, and those that were left.
         self._links: list[_Link] = []
         # Channels of a parent process: destroying one after a fork would wait for threads that only the parent has.
@@ -79,7 +79,7 @@ class Channels:
 
     def _link(self) -> _Link:
         if self._current is None:
-            self._current = _Link(grpc.insecure_channel(self.target, options=self._options))
+            self._current = _Link(self._make(self.target))
             self._links.append(self._current)
         return self._current
 

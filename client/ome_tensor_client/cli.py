@@ -18,22 +18,25 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ome_tensor.errors import MissingDependency, OmeTensorError
+from ome_tensor.errors import MissingDependency, NotAllowed, NotAuthenticated, OmeTensorError, ServerError
 
+from . import cli_connect
 from .cli_admin import add_commands
 from .cli_arguments import Dataset, Json, Key, Level, Seconds, Target, Where
+from .cli_connect import reach
 from .cli_get import get
 from .cli_tables import parse_where, table
+from .cli_top import top
 
 __all__ = ["app", "main"]
 
-#: Seconds for which a command asks again before it says that nothing answers: a person waits for it.
-PATIENCE = 2.0
+#: Errors that the server's operator can do something about.
+_OPERATORS = (NotAllowed, NotAuthenticated, ServerError)
 
 _GROUP = "ome_tensor.commands"
 
 #: Commands that users of the base installation will look for, and the extra that brings each.
-_EXTRAS = {"serve": "server"}
+_EXTRAS = {"serve": "server", "token": "server"}
 
 
 class _Commands(TyperGroup):
@@ -124,7 +127,9 @@ def _errors_in_one_line() -> Iterator[None]:
 def _fail(error: object, status: int = 1) -> NoReturn:
     from .cli_output import printable
 
-    typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
+    # Where only the server's operator can help, what to look for in its log.
+    request = f" (request {error.request_id})" if isinstance(error, _OPERATORS) and error.request_id else ""
+    typer.echo(f"error: {printable(' '.join(str(error).split()))}{request}", err=True)
     raise typer.Exit(status) from None
 
 
@@ -139,6 +144,7 @@ app = typer.Typer(
 )
 app.command()(get)
 app.command()(table)
+app.command()(top)
 add_commands(app)
 
 
@@ -153,8 +159,14 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    tls: cli_connect.Tls = False,
+    ca: cli_connect.Ca = "",
+    cert: cli_connect.Cert = "",
+    key: cli_connect.Key = "",
+    token_file: cli_connect.TokenFile = "",
+    insecure: cli_connect.Insecure = False,
 ) -> None:
-    pass
+    cli_connect.set_security(cli_connect.Security(tls, ca, cert, key, token_file, insecure))
 
 
 @app.command("ls")
@@ -170,13 +182,12 @@ def list_(
     timeout: Seconds = 60,
 ) -> None:
     """List a server's datasets, or the images of one."""
-    from . import connect
     from .cli_output import print_datasets, print_images
 
     filters = parse_where(where)
     if dataset is None and (filters or column):
         raise typer.BadParameter("name the dataset whose images are to be listed", param_hint="DATASET")
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         if dataset is None:
             print_datasets(client.datasets(), as_json=json)
         else:
@@ -186,10 +197,9 @@ def list_(
 @app.command()
 def info(target: Target, key: Key, json: Json = False, level: Level = 0, timeout: Seconds = 60) -> None:
     """Describe one image. Reads no pixels."""
-    from . import connect
     from .cli_output import print_image
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         print_image(client.image(key, level=level), as_json=json)
 
 
@@ -201,7 +211,8 @@ def health(target: Target, timeout: Seconds = 3) -> None:
     from .cli_output import say
     from .health import check_health
 
-    status = check_health(target, timeout=timeout)
+    chosen = cli_connect.security()
+    status = check_health(target, timeout=timeout, **{name: chosen[name] for name in ("tls", "ca", "cert", "key")})
     if status != "SERVING":
         raise Unavailable(f"{target}: {status}", field="target", value=target)
     say(status)

@@ -10,6 +10,7 @@ import typer
 from ome_tensor.errors import InvalidArgument
 
 from .cli_arguments import DatasetName, Seconds, Target
+from .cli_connect import reach
 
 __all__ = ["add_commands"]
 
@@ -37,13 +38,11 @@ def put(
     timeout: Seconds = 60,
 ) -> None:
     """Upload datasets to a server, which keeps them."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import printable, progress_bar, say, size_text
 
     if name is not None and len(files) > 1:
         raise InvalidArgument(f"--name is for one file, not for {len(files)}", field="name", value=name)
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         for file in files:
             path = Path(file)
             size = path.stat().st_size if path.is_file() else 0
@@ -68,21 +67,17 @@ def register(
     timeout: Seconds = 60,
 ) -> None:
     """Have a server serve a file, a folder or an address of its own."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import print_datasets
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         print_datasets(client.admin.register(path, name), as_json=False)
 
 
 def refresh(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server look at a dataset's source again."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import printable, say
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         info, changed = client.admin.refresh(dataset)
     version = f" (version {info.version})" if info.version else ""
     say(f"{printable(dataset)}: {'changed' if changed else 'unchanged'}{version}")
@@ -92,11 +87,9 @@ def load(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server load a dataset now, and wait for it."""
     from ome_tensor.listing import DatasetInfo, DatasetState
 
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import printable, progress_bar, say, size_text
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         total = client.dataset(dataset).estimated_bytes
         done = 0
         with progress_bar("loading", total) as advance:
@@ -117,22 +110,18 @@ def load(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
 
 def cancel(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server give up loading a dataset."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import printable, say
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         cancelled = client.admin.cancel_load(dataset)
     say(f"{printable(dataset)}: {'cancelled' if cancelled else 'was not being loaded'}")
 
 
 def remove(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server serve a dataset no more. Its source stays; an upload is deleted."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import printable, say
 
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         client.admin.remove(dataset)
     say(f"{printable(dataset)}: removed")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_arguments import Key, Level, Seconds, Target, parse_index, parse_numbers
+from .cli_connect import reach
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["get"]
 
 #: Seconds to find a server that may not be there; a person waits.
-_PATIENCE = 2.0
 
 #: Seconds without progress after which a read under way is given up: a server may be restarting, and what arrived is worth a wait.
 _RESUME_FOR = 10.0
@@ -83,12 +83,11 @@ def get(
     }
     from ome_tensor.plan import Plan
 
-    from . import connect
     from .cli_output import printable, progress_bar, size_text
     from .signals import unwinding
 
     wanted = Plan.of(arguments)
-    with connect(target, timeout=timeout, retry_for=_PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         image = client.image(key, level=level)
         meta = image.meta
         assert meta is not None  # a view of a damaged record is refused by the server
@@ -100,7 +99,7 @@ def get(
     with (
         # Ended by a signal, it leaves no half of a file behind.
         unwinding(),
-        connect(target, timeout=timeout, retry_for=_RESUME_FOR) as client,
+        reach(target, timeout=timeout, retry_for=_RESUME_FOR) as client,
         progress_bar("reading", plan.nbytes) as advance,
     ):
         view = client.tensor_view(image.key, level=level, **arguments | {"layout": "TZCYX"})

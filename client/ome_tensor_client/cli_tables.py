@@ -12,6 +12,7 @@ import typer
 from ome_tensor.errors import InvalidArgument
 
 from .cli_arguments import DatasetName, Seconds, Target, Where
+from .cli_connect import reach
 
 __all__ = ["parse_where", "table"]
 
@@ -73,13 +74,11 @@ def table(
     timeout: Seconds = 60,
 ) -> None:
     """Show what a dataset's table says beside its images."""
-    from . import connect
-    from .cli import PATIENCE
     from .cli_output import print_rows
 
     filters = parse_where(where)
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
-    with connect(target, timeout=timeout, retry_for=PATIENCE) as client:
+    with reach(target, timeout=timeout) as client:
         found = client.dataset(dataset).metadata(chosen, filters)
     found = found.rename_columns(["row" if name == "ome_tensor.row" else name for name in found.column_names])
     if csv is not None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +20,7 @@ from ome_tensor.errors import (
     DatasetChanged,
     DeadlineExceeded,
     InvalidArgument,
+    NotAuthenticated,
     OmeTensorError,
     Unavailable,
 )
@@ -31,6 +33,7 @@ from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from .backoff import TRANSIENT, Backoff
 from .channels import Channels
 from .compression import Advisor
+from .identity import Identity, Outgoing
 from .known_images import KnownImages
 from .mapping import MappedDatasets
 from .options import Options, checked_targets
@@ -64,6 +67,9 @@ _CHANNEL_OPTIONS = (
 
 _IMPATIENT_SECONDS = 1.0
 
+#: Seconds that a server which was put aside has to say that it serves again.
+_ANSWER = 1.0
+
 #: A stream that is gathered whole may take so many times what a call may.
 _SHORT_STREAM = 10
 
@@ -88,7 +94,10 @@ class Connection:
         targets = checked_targets(target)
         self.target = ",".join(targets)
         self.options = options
-        self.replicas = Replicas(targets, _CHANNEL_OPTIONS)
+        identity = self._identity = Identity(options, targets)
+        self.replicas = Replicas(
+            targets, lambda target, further: identity.channel(target, (*_CHANNEL_OPTIONS, *further)), partial(_serves, options)
+        )
         if len(targets) > 1:
             if options.transport == "mapped":
                 raise InvalidArgument(
@@ -118,6 +127,7 @@ class Connection:
     def after_fork(self) -> None:
         """Begin anew in a child: threads, and locks that another thread held, stayed with the parent."""
         self.replicas.begin_anew()
+        self._identity.begin_anew()
         self._lock = threading.Lock()
         self.watchdog = self._new_watchdog()
         self.advisor = Advisor()
@@ -183,17 +193,17 @@ class Connection:
         backoff = Backoff(self.options.retry_for if patient else 0)
         timeout = timeout or (self.options.timeout if patient else min(_IMPATIENT_SECONDS, self.options.timeout))
         while True:
-            channels, began = self.channels, time.monotonic()
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing()
             try:
                 with channels.use() as channel:
                     # Without serialisers a channel takes and gives bytes.
                     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(name))
-                    answer = method(data, timeout=timeout)
+                    answer = method(data, timeout=timeout, metadata=outgoing.metadata)
                 return response.FromString(answer)
             except DecodeError:
                 raise BrokenStream(f"{channels.target}: the answer to {name} is not a valid message", field="target") from None
             except grpc.RpcError as rpc_error:
-                error = self.error_of(rpc_error, channels)
+                error = self.error_of(rpc_error, channels, outgoing)
             if self.fails_over(channels, error, backoff, began):
                 continue
             if isinstance(error, DeadlineExceeded):
@@ -222,16 +232,18 @@ class Connection:
         """
         backoff = Backoff(self.options.retry_for)
         while True:
-            channels, began = self.channels, time.monotonic()
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing()
             messages = _Messages()
             try:
                 with channels.use() as channel:
                     method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
-                    call = method(request.SerializeToString(), timeout=_SHORT_STREAM * self.options.timeout)
+                    call = method(
+                        request.SerializeToString(), timeout=_SHORT_STREAM * self.options.timeout, metadata=outgoing.metadata
+                    )
                     # Where another server can be asked, one that hangs is not waited for that long.
                     return messages.of(call, self.watchdog) if self.replicas.are_several else list(call)
             except grpc.RpcError as rpc_error:
-                error = self.no_message(channels) if messages.timed_out else self.error_of(rpc_error, channels)
+                error = self.no_message(channels) if messages.timed_out else self.error_of(rpc_error, channels, outgoing)
             if self.fails_over(channels, error, backoff, began):
                 continue
             if isinstance(error, DeadlineExceeded):
@@ -240,36 +252,38 @@ class Connection:
 
     def watch(self, name: str, request: Message) -> Iterator[bytes]:
         """The messages of a streaming call, as they come, for as long as it takes; not tried again. Raises what :meth:`call` does."""
+        outgoing = self._identity.outgoing()
         try:
             with self.channels.use() as channel:
                 method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
-                yield from method(request.SerializeToString())
+                yield from method(request.SerializeToString(), metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:
-            raise self.error_of(rpc_error) from None
+            raise self.error_of(rpc_error, outgoing=outgoing) from None
 
     def send(self, name: str, requests: Iterator[bytes]) -> bytes:
         """A call that takes a stream, once. Raises what :meth:`call` does."""
+        outgoing = self._identity.outgoing()
         try:
             with self.channels.use() as channel:
                 method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
-                return method(requests)
+                return method(requests, metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:
-            raise self.error_of(rpc_error) from None
+            raise self.error_of(rpc_error, outgoing=outgoing) from None
 
-    def read_one(self, request: Message) -> bytes:
+    def read_one(self, request: bytes) -> bytes:
         """The only message of a ReadTiles call that takes one, without what streams need; one try.
 
         Raises:
             OmeTensorError: as :meth:`call`, and whatever a server says that does not do this: then read it as a stream.
         """
         self._reuse_memory()
-        channels, began = self.channels, time.monotonic()
+        channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing((ONE_MESSAGE, "1"))
         try:
             with channels.use() as channel:
                 method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS["ReadTiles"].path)
-                return method(request.SerializeToString(), timeout=self.options.timeout, metadata=((ONE_MESSAGE, "1"),))
+                return method(request, timeout=self.options.timeout, metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:
-            error = self.error_of(rpc_error, channels)
+            error = self.error_of(rpc_error, channels, outgoing)
             if isinstance(error, TRANSIENT) and self.replicas.put_aside(channels, began):
                 # Also one that hangs: a stream reads it from the next server.
                 raise Unavailable(error.message, field=error.field, value=error.value) from None
@@ -281,24 +295,49 @@ class Connection:
             _memory_is_reused = True
             keep_blocks()
 
-    def stream(self, name: str, request: Message, channel: grpc.Channel, *, may_move: bool = False) -> Any:
+    def outgoing(self, *, may_move: bool = False) -> Outgoing:
+        """What goes with a new streaming call.
+
+        Args:
+            may_move: Whether the server may answer Rebalance; see :class:`.channels.Moves`.
+        """
+        return self._identity.outgoing(*(((MAY_MOVE, "1"),) if may_move else ()))
+
+    def stream(self, name: str, request: bytes, channel: grpc.Channel, outgoing: Outgoing) -> Any:
         """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``.
 
         It has no deadline of its own, since a read may last for hours: the watchdog ends a wait for a single message.
 
         Args:
             name: The method's name in the contract.
-            request: Its request.
+            request: The bytes of its request.
             channel: What to call on, from :attr:`channels`: in use until the stream ends.
-            may_move: Whether the server may answer Rebalance; see :class:`.channels.Moves`.
+            outgoing: What goes with it.
         """
         self._reuse_memory()
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(METHODS[name].path)
-        return method(request.SerializeToString(), metadata=((MAY_MOVE, "1"),) if may_move else None)
+        return method(request, metadata=outgoing.metadata)
 
-    def error_of(self, rpc_error: grpc.RpcError, channels: Channels | None = None) -> OmeTensorError:
-        """This project's error for gRPC's; one about the connection names the target, that of the call's channels where there are several."""
+    def error_of(
+        self, rpc_error: grpc.RpcError, channels: Channels | None = None, outgoing: Outgoing | None = None
+    ) -> OmeTensorError:
+        """This project's error for gRPC's; one about the connection names the target, that of the call's channels where there are several.
+
+        Args:
+            rpc_error: What gRPC raised.
+            channels: What the call was made on.
+            outgoing: What went with it.
+        """
+        error = self._error_of(rpc_error, channels, outgoing)
+        if outgoing is not None:
+            error.request_id = outgoing.request_id
+        return error
+
+    def _error_of(self, rpc_error: grpc.RpcError, channels: Channels | None, outgoing: Outgoing | None) -> OmeTensorError:
         error = from_rpc_error(rpc_error)
+        if isinstance(error, NotAuthenticated) and outgoing is not None and self._identity.has_newer(outgoing):
+            # It was renewed meanwhile: to be tried again with that.
+            return Unavailable(error.message, field=error.field, value=error.value)
         if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)):
             seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
             return self._about(type(error), f"{_plain(error)}{seconds}", channels)
@@ -315,6 +354,17 @@ class Connection:
         target = self.target if channels is None else channels.target
         others = "" if target == self.target else f" (one of {self.target})"
         return kind(f"{target}: {words}{others}", field="target", value=target)
+
+
+def _serves(options: Options, target: str) -> bool:
+    """Whether a server says that it serves."""
+    from .health import check_health
+
+    try:
+        found = check_health(target, timeout=_ANSWER, tls=options.tls, ca=options.ca, cert=options.cert, key=options.key)
+    except OmeTensorError:
+        return False
+    return found == "SERVING"
 
 
 class _Messages:

@@ -28,13 +28,14 @@ _CHECK = "/grpc.health.v1.Health/Check"
 _STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 
-def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE) -> str:
+def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, **security: Any) -> str:
     """Ask once, without retrying.
 
     Args:
         target: ``HOST:PORT``.
         timeout: Seconds to wait.
         service: Full name of the gRPC service to ask about; ``""`` for the server as a whole.
+        security: Fields of :class:`Options` about TLS: tls, ca, cert, key.
 
     Returns:
         ``SERVING``, ``NOT_SERVING`` (loading, or shutting down), ``SERVICE_UNKNOWN`` or ``UNKNOWN``.
@@ -44,7 +45,7 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE) -
         Unavailable, DeadlineExceeded: nobody answers.
         NotSupported: the server does not speak the health protocol.
     """
-    connection = Connection(target, Options(timeout=timeout, retry_for=0))
+    connection = Connection(target, Options(timeout=timeout, retry_for=0, **security))
     connection.check_alone("a health check")
     try:
         request = StringValue(value=service).SerializeToString()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ome_tensor.errors import InvalidArgument
@@ -41,6 +41,16 @@ class Options:
             fetching fresh pages for each message: nearly twice the throughput at half the processor time (see :mod:`ome_tensor_proto.memory`).
         connections: TCP connections that the tiles of one read are spread over, 1 to 16: more than one where a single one does not fill the network,
             or does not keep a server's workers busy. Each is read ahead of on a thread of its own.
+        checksum: Whether what comes over the wire brings checksums, and is read again where they differ: TCP's own miss one damaged segment in some
+            ten million, and network cards and switches have been seen to damage more (Stone and Partridge 2000,
+            https://doi.org/10.1145/347059.347561).
+        tls: Whether to talk TLS, trusting the authorities that the system trusts; ``ca`` and ``cert`` mean that too.
+        ca: PEM file of the authorities to trust instead.
+        cert, key: PEM files of a client certificate and its key, for servers that want one.
+        token: Who this is, as the server knows it (``ome-tensor token create``, or an identity provider's).
+        token_file: File that holds the token instead; read again when it changes, so that a token may be renewed under a running job.
+        insecure: Allow a token to travel in plain text beyond this host.
+        tracing: Take part in the application's OpenTelemetry traces.
         store: Folder in which this process finds the server's store, where that is another one than the server says: two containers may have one
             volume in two places.
     """
@@ -54,6 +64,15 @@ class Options:
     store: str = ""
     reuse_memory: bool = True
     connections: int = 1
+    checksum: bool = True
+    tls: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+    insecure: bool = False
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "retry_for"):
@@ -72,10 +91,10 @@ class Options:
             value = getattr(self, name)
             if value not in allowed:
                 raise InvalidArgument(f"{name} must be one of {', '.join(allowed)}, not {value!r}", field=name, value=value)
-        if not isinstance(self.reuse_memory, bool):
-            raise InvalidArgument(
-                f"reuse_memory must be True or False: {self.reuse_memory!r}", field="reuse_memory", value=self.reuse_memory
-            )
+        for name in ("reuse_memory", "checksum", "tls", "insecure", "tracing"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidArgument(f"{name} must be True or False: {value!r}", field=name, value=value)
         connections = self.connections
         if isinstance(connections, bool) or not isinstance(connections, int) or not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidArgument(
@@ -83,8 +102,29 @@ class Options:
                 field="connections",
                 value=connections,
             )
-        if not isinstance(self.store, str):
-            raise InvalidArgument(f"store must be the path of a folder as text: {self.store!r}", field="store", value=self.store)
+        for name, what in (
+            ("store", "the path of a folder"),
+            ("ca", "the path of a file"),
+            ("cert", "the path of a file"),
+            ("key", "the path of a file"),
+            ("token_file", "the path of a file"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise InvalidArgument(f"{name} must be {what} as text: {value!r}", field=name, value=value)
+        # A token is never repeated.
+        if not isinstance(self.token, str) or (self.token and not re.fullmatch(r"[\x21-\x7e]+", self.token)):
+            raise InvalidArgument("token must be a line of printable ASCII characters without spaces", field="token")
+        if self.token and self.token_file:
+            raise InvalidArgument("token and token_file: give one of them", field="token_file", value=self.token_file)
+        for name, other in (("cert", "key"), ("key", "cert")):
+            if getattr(self, name) and not getattr(self, other):
+                raise InvalidArgument(f"{name} needs {other}", field=other, value="")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the connection is TLS."""
+        return self.tls or bool(self.ca or self.cert)
 
 
 #: Most servers that one connection spreads its reads over.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ome_tensor.errors import OmeTensorError
+import grpc
 
 from .channels import Channels
 
@@ -22,9 +22,6 @@ __all__ = ["Replicas"]
 
 #: Seconds between two questions to a server that is put aside: at first, and at most.
 _FIRST_ASK, _LAST_ASK = 0.25, 2.0
-
-#: Seconds that it has for its answer.
-_ANSWER = 1.0
 
 #: A call that begins within so many seconds of a server's return and brings nothing is the same trouble still: a server may say that it serves while
 #: its reads hang, and each return costs a reader its whole timeout.
@@ -36,16 +33,6 @@ _FIRST_HOLD, _HOLD_GROWTH, _LAST_HOLD = 0.25, 4, 60.0
 #: Milliseconds for a connection to be made, where another server can be asked instead: gRPC's own 20 s are how long a machine that is gone, and
 #: refuses nothing, would stall its first caller.
 _CONNECT_MS = 4_000
-
-
-def _ask(target: str) -> bool:
-    """Whether a server says that it serves."""
-    from .health import check_health
-
-    try:
-        return check_health(target, timeout=_ANSWER) == "SERVING"
-    except OmeTensorError:
-        return False
 
 
 class _Trouble:
@@ -80,7 +67,7 @@ class Replicas:
 
     Args:
         targets: ``HOST:PORT`` of each.
-        options: gRPC's, for each channel.
+        make: Makes a channel to one, with these options of gRPC's.
         ask: Whether a server serves; may take a second.
         clock: Seconds.
 
@@ -93,14 +80,13 @@ class Replicas:
     def __init__(
         self,
         targets: Sequence[str],
-        options: tuple[tuple[str, Any], ...],
-        ask: Callable[[str], bool] = _ask,
+        make: Callable[[str, tuple[tuple[str, Any], ...]], grpc.Channel],
+        ask: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.targets = tuple(targets)
-        if len(self.targets) > 1:
-            options = (*options, ("grpc.min_reconnect_backoff_ms", _CONNECT_MS))
-        self.channels = [Channels(target, options) for target in self.targets]
+        further = (("grpc.min_reconnect_backoff_ms", _CONNECT_MS),) if len(self.targets) > 1 else ()
+        self.channels = [Channels(target, lambda target: make(target, further)) for target in self.targets]
         self._only = self.channels[0] if len(self.channels) == 1 else None
         self._ask, self._clock = ask, clock
         self.begin_anew()

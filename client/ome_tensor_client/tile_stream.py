@@ -20,6 +20,7 @@ from .backoff import TRANSIENT, Backoff
 from .channels import Moves
 from .compression import Tuner
 from .connection import Connection
+from .identity import Outgoing
 from .read_stats import ReadStats
 
 __all__ = ["TileStream", "read_one"]
@@ -42,6 +43,10 @@ class _Read:
         self.stats = stats
         self.request = pb.ReadTilesRequest()
         self.request.CopyFrom(request)
+        if connection.options.checksum:
+            self.request.checksum = pb.CHECKSUM_KIND_XXH3_64
+        self.sent = b""
+        self.outgoing: Outgoing | None = None
         self.remaining = expected
         self.header: pb.ReadTilesHeader | None = None
         self.retries = 0
@@ -74,14 +79,22 @@ class _Read:
         if call is not None:
             call.cancel()
 
+    def reader(self) -> BatchReader:
+        """For the messages of the next call."""
+        self.sent = self.request.SerializeToString()
+        order = self.request.order
+        checked = self.sent if self.request.checksum == pb.CHECKSUM_KIND_XXH3_64 else None
+        return BatchReader(start=order.start, start_slab=order.start_slab, request=checked)
+
     def begin(self) -> Iterator[bytes]:
         """The messages of a call for what has not arrived yet."""
         self.timed_out, self.began = False, time.monotonic()
         channels = self.connection.replicas.pick(self.offset)
         if channels is not self.channels:
             self.channels, self.moves = channels, Moves(channels)
+        self.outgoing = self.connection.outgoing(may_move=self.moves.offer())
         with channels.use() as self.channel:
-            self.call = self.connection.stream("ReadTiles", self.request, self.channel, may_move=self.moves.offer())
+            self.call = self.connection.stream("ReadTiles", self.sent, self.channel, self.outgoing)
             if self.stop.is_set():
                 self.call.cancel()
             while True:
@@ -173,9 +186,13 @@ class _Read:
         connection = self.connection
         if self.timed_out:
             return connection.no_message(self.channels)
-        error = connection.error_of(rpc_error, self.channels)
+        error = connection.error_of(rpc_error, self.channels, self.outgoing)
         # Not cancelled by us: a server that is stopped hard cancels what runs, and one whose reader stalled frees its place.
-        return Unavailable(error.message, field=error.field, value=error.value) if isinstance(error, Cancelled) else error
+        if not isinstance(error, Cancelled):
+            return error
+        found = Unavailable(error.message, field=error.field, value=error.value)
+        found.request_id = error.request_id
+        return found
 
 
 def read_one(connection: Connection, request: pb.ReadTilesRequest) -> TileBatch | None:
@@ -185,9 +202,12 @@ def read_one(connection: Connection, request: pb.ReadTilesRequest) -> TileBatch 
     Raises:
         OmeTensorError: what the server refuses, and DeadlineExceeded.
     """
-    reader = BatchReader(pixels_only=True)
+    checked = connection.options.checksum
+    request.checksum = pb.CHECKSUM_KIND_XXH3_64 if checked else pb.CHECKSUM_KIND_NONE
+    data = request.SerializeToString()
+    reader = BatchReader(pixels_only=True, request=data if checked else None)
     try:
-        batch = reader.feed(connection.read_one(request))
+        batch = reader.feed(connection.read_one(data))
         reader.finish()
     except DeadlineExceeded:
         raise
@@ -268,8 +288,7 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
         while True:
             arrived = False
             error: OmeTensorError | None = None
-            order = read.request.order
-            reader = BatchReader(start=order.start, start_slab=order.start_slab)
+            reader = read.reader()
             try:
                 for message in read.begin():
                     fresh = reader.header is None

@@ -23,6 +23,7 @@ from __future__ import annotations
 import ctypes
 import io
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded
 from ome_tensor.slabs import Slab
@@ -70,6 +72,7 @@ class _Layout:
     Attributes:
         prefix: The message's bytes before the record batch's body.
         fixed_at: The envelope's numbers.
+        payload_at: The payload, which goes on to the end.
         columns_at: The body: the first column.
         narrow, wide: Distance from an int32 (int64) column to the next, padding included.
         offsets_at: The rows' offsets in the list of values (variable shapes only).
@@ -81,6 +84,7 @@ class _Layout:
 
     prefix: bytes
     fixed_at: int
+    payload_at: int
     columns_at: int
     narrow: int
     wide: int
@@ -98,10 +102,12 @@ class TileWriter:
 
     Args:
         format: What the stream's batches have in common.
+        checksum: Whether each message brings a checksum of its payload.
     """
 
-    def __init__(self, format: BatchFormat) -> None:
+    def __init__(self, format: BatchFormat, *, checksum: bool = False) -> None:
         self.format = format
+        self.checksum = checksum
         self._schema = format.schema_bytes
         self._codec: pa.Codec | None = None
 
@@ -112,11 +118,11 @@ class TileWriter:
             header: The stream's header.
             last: Whether the stream ends here (a read without tiles).
         """
-        return bare(header, self._schema + END_OF_STREAM if last else self._schema)
+        return bare(header, self._schema + END_OF_STREAM if last else self._schema, checksum=self.checksum)
 
     def closing(self) -> bytes:
         """A message with the end-of-stream marker alone."""
-        return bare(None, END_OF_STREAM)
+        return bare(None, END_OF_STREAM, checksum=self.checksum)
 
     def batch(self, tiles: Sequence[Tile], *, header: Header | None = None, last: bool = False) -> MessageWriter:
         """A message for whole tiles, one row each.
@@ -257,6 +263,7 @@ class TileWriter:
         return _Layout(
             before + metadata,
             fixed_at,
+            len(before),
             at,
             narrow,
             wide,
@@ -271,8 +278,9 @@ class TileWriter:
 
     def packed(
         self, body: memoryview, layout: _Layout, codec: str, header: Header | None, last: bool
-    ) -> tuple[bytearray, list[Any]] | None:
-        """A message's parts with its pixels compressed: everything before the body, the body's pieces; ``None`` where that is no smaller.
+    ) -> tuple[bytearray, list[Any], int] | None:
+        """A message's parts with its pixels compressed: everything before the body, the body's pieces, where the payload begins; ``None`` where that
+        is no smaller.
 
         Only pixels are worth it: the columns stay as they are, which Arrow allows buffer by buffer.
         """
@@ -302,7 +310,7 @@ class TileWriter:
             metadata = self._schema + metadata
         tail = END_OF_STREAM if last else b""
         before, _ = head(header, len(metadata) + end + len(tail), len(metadata))
-        return bytearray(before + metadata), [*pieces, tail]
+        return bytearray(before + metadata), [*pieces, tail], len(before)
 
 
 class MessageWriter:
@@ -344,7 +352,7 @@ class MessageWriter:
         self._stream: io.BytesIO | None = stream
         self._writer, self._layout, self._buffer = writer, layout, buffer
         self._header, self._last = header, last
-        self._packed: tuple[bytearray, list[Any]] | None = None
+        self._packed: tuple[bytearray, list[Any], int] | None = None
         self._first_position = self._tile_count = self._slab = 0
         self.pixels = pixels
         self.size = len(buffer)
@@ -368,6 +376,11 @@ class MessageWriter:
         stream, self._stream = self._stream, None
         if stream is None:
             raise RuntimeError("the message is finished")
+        checksum = 0
+        if self._writer.checksum:
+            began = time.perf_counter()
+            checksum = self._checksum()
+            encode_us += int((time.perf_counter() - began) * 1e6)
         write_fixed(
             self._buffer if self._packed is None else self._packed[0],
             self._layout.fixed_at,
@@ -377,10 +390,11 @@ class MessageWriter:
             queue_us=queue_us,
             gather_us=gather_us,
             encode_us=encode_us,
+            xxh3=checksum,
         )
         self.pixels = []
         if self._packed is not None:
-            before, pieces = self._packed
+            before, pieces, _ = self._packed
             self._packed = None
             return b"".join((before, *pieces))
         # getvalue() copies while the buffer is lent out. NumPy's arrays keep the BytesIO alive without borrowing from it, so this works
@@ -388,6 +402,16 @@ class MessageWriter:
         with suppress(BufferError):
             self._buffer.release()
         return stream.getvalue()
+
+    def _checksum(self) -> int:
+        if self._packed is None:
+            with self._buffer[self._layout.payload_at :] as payload:
+                return xxh3_64_intdigest(payload)
+        before, pieces, payload_at = self._packed
+        hasher = xxh3_64(bytes(before[payload_at:]))
+        for piece in pieces:
+            hasher.update(piece)
+        return hasher.intdigest()
 
 
 def _uninitialised(size: int) -> bytes:
@@ -406,9 +430,19 @@ def row_of(tile: Tile, offset: int) -> tuple[int, ...]:
     return (tile.number, tile.image, *tile.origin, len(chosen.z), chosen.h, chosen.w, offset)
 
 
-def bare(header: Header | None, payload: bytes) -> bytes:
+def bare(header: Header | None, payload: bytes, *, checksum: bool) -> bytes:
     """A message without a batch."""
     before, fixed_at = head(header, len(payload), 0)
     message = bytearray(before + payload)
-    write_fixed(message, fixed_at, first_position=0, tile_count=0, slab=0, queue_us=0, gather_us=0, encode_us=0)
+    write_fixed(
+        message,
+        fixed_at,
+        first_position=0,
+        tile_count=0,
+        slab=0,
+        queue_us=0,
+        gather_us=0,
+        encode_us=0,
+        xxh3=xxh3_64_intdigest(payload) if checksum else 0,
+    )
     return bytes(message)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64_intdigest
 
 from ome_tensor.errors import InvalidArgument
 from ome_tensor.tiling import Tile
@@ -33,10 +34,12 @@ class BesideWriter:
     Args:
         format: What the stream's batches have in common; of the tiles' own pixels.
         beside: The same of each column that comes beside.
+        checksum: Whether each message brings a checksum of its payload.
     """
 
-    def __init__(self, format: BatchFormat, beside: Sequence[BatchFormat]) -> None:
+    def __init__(self, format: BatchFormat, beside: Sequence[BatchFormat], *, checksum: bool = False) -> None:
         self.format = format
+        self.checksum = checksum
         self.beside = list(beside)
         fields = [one.schema.field(PIXELS).with_name(beside_name(number)) for number, one in enumerate(beside)]
         schema = format.schema
@@ -45,7 +48,7 @@ class BesideWriter:
 
     def opening(self, header: Header, *, last: bool = False) -> bytes:
         """See :meth:`TileWriter.opening`."""
-        return bare(header, self._schema + END_OF_STREAM if last else self._schema)
+        return bare(header, self._schema + END_OF_STREAM if last else self._schema, checksum=self.checksum)
 
     def batch(
         self, tiles: Sequence[Tile], beside: Sequence[Sequence[Tile]], *, header: Header | None = None, last: bool = False
@@ -65,8 +68,8 @@ class BesideWriter:
 
     def assemble(
         self, tiles: Sequence[Tile], blocks: Sequence[Array | list[Array]], header: Header | None, last: bool, codec: str | None
-    ) -> tuple[bytearray, int]:
-        """A message's bytes, and where its fixed fields are."""
+    ) -> tuple[bytearray, int, int]:
+        """A message's bytes, where its fixed fields are, and the payload's checksum (0 for none)."""
         table = np.array([row_of(tile, 0) for tile in tiles], np.int64)
         arrays: list[Any] = [
             pa.array(np.ascontiguousarray(table[:, place].astype(dtype))) for place, dtype in enumerate(COLUMNS.values())
@@ -83,7 +86,7 @@ class BesideWriter:
         sink.write(END_OF_STREAM if last else b"")
         payload = sink.getvalue()
         before, fixed_at = head(header, payload.size, len(self._schema) if header is not None else 0)
-        return bytearray(before) + bytearray(payload), fixed_at
+        return bytearray(before) + bytearray(payload), fixed_at, xxh3_64_intdigest(payload) if self.checksum else 0
 
 
 def _serialized(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
@@ -156,7 +159,7 @@ class BesideMessage:
         Args:
             queue_us, gather_us, encode_us: What it cost, in microseconds.
         """
-        message, fixed_at = self._writer.assemble(self._tiles, self.blocks, self._header, self._last, self._codec)
+        message, fixed_at, checksum = self._writer.assemble(self._tiles, self.blocks, self._header, self._last, self._codec)
         self.blocks = []
         write_fixed(
             message,
@@ -167,5 +170,6 @@ class BesideMessage:
             queue_us=queue_us,
             gather_us=gather_us,
             encode_us=encode_us,
+            xxh3=checksum,
         )
         return bytes(message)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, cast
 
-from ome_tensor.errors import InvalidArgument, InvalidSelection, NotSupported
+from ome_tensor.errors import InvalidArgument, InvalidSelection
 from ome_tensor.layout import normalize_layout
 from ome_tensor.pixel_types import check_dtype
 from ome_tensor.plan import Plan
@@ -25,7 +25,7 @@ from .v1 import tensor_service_pb2, view_pb2
 
 __all__ = [
     "Mode",
-    "check_built",
+    "check_images_named",
     "compression_from_proto",
     "compression_to_proto",
     "mode_from_proto",
@@ -37,6 +37,7 @@ __all__ = [
     "selection_to_proto",
     "tiling_from_proto",
     "tiling_to_proto",
+    "wants_checksum",
 ]
 
 #: What kind of values is wanted, in the words of ``to_dlpack(mode=...)``.
@@ -245,17 +246,20 @@ def compression_from_proto(value: int, path: str = "compression") -> str:
     return word_of(_COMPRESSIONS, value, path, default="none")
 
 
-# --- what is not built yet --------------------------------------------------------------------------------------------
-
-_UNCHECKED = (tensor_service_pb2.CHECKSUM_KIND_UNSPECIFIED, tensor_service_pb2.CHECKSUM_KIND_NONE)
+# --- fields that have no type of their own in the domain --------------------------------------------------------------
 
 
-def check_built(request: tensor_service_pb2.ReadTilesRequest) -> None:
-    """Refuse what the contract names and this version does not do, in the fields that have no codec of their own.
+def wants_checksum(request: tensor_service_pb2.ReadTilesRequest) -> bool:
+    """Whether a read is to bring checksums. Raises InvalidArgument for a kind the contract does not know."""
+    enum_name(tensor_service_pb2.ChecksumKind, request.checksum, "checksum")
+    return request.checksum == tensor_service_pb2.CHECKSUM_KIND_XXH3_64
+
+
+def check_images_named(request: tensor_service_pb2.ReadTilesRequest) -> None:
+    """Refuse a read that does not say of which images.
 
     Raises:
-        InvalidArgument: neither keys nor rows, or both, or a checksum the contract does not know.
-        NotSupported: checksums.
+        InvalidArgument: neither keys nor rows, or both.
     """
     if request.HasField("image_rows"):
         if request.keys:
@@ -264,6 +268,3 @@ def check_built(request: tensor_service_pb2.ReadTilesRequest) -> None:
             raise InvalidArgument("image_rows lists no rows", field="image_rows.rows")
     elif not request.keys:
         raise InvalidArgument("keys must name an image", field="keys")
-    if request.checksum not in _UNCHECKED:
-        name = enum_name(tensor_service_pb2.ChecksumKind, request.checksum, "checksum")
-        raise NotSupported(f"{name} is not supported by this server", field="checksum", value=name)

@@ -43,9 +43,9 @@ _HEADER_TAG = _tag("header", _BYTES)
 _PADDING_TAG = _tag("padding", _BYTES)
 _PAYLOAD_TAG = _tag("payload", _BYTES)
 
-# first_position, tile_count, slab and timings (with its three numbers), each with its tag: always written, also where zero, so
+# first_position, tile_count, slab, timings (with its three numbers) and xxh3, each with its tag: always written, also where zero, so
 # that they have one place in every message and can be filled in after the pixels.
-_FIXED = struct.Struct("<BQBIBQBBBIBIBI")
+_FIXED = struct.Struct("<BQBIBQBBBIBIBIBQ")
 _FIXED_TAGS = (
     _tag("first_position", _FIXED64)[0],
     _tag("tile_count", _FIXED32)[0],
@@ -55,7 +55,8 @@ _FIXED_TAGS = (
 _TIMINGS_SIZE = 15
 _TIMING_TAGS = tuple(field.number << 3 | _FIXED32 for field in tensor_service_pb2.ReadTilesTimings.DESCRIPTOR.fields)
 
-_TAGS = (*_FIXED_TAGS, *_TIMING_TAGS)
+_XXH3_TAG = _tag("xxh3", _FIXED64)[0]
+_TAGS = (*_FIXED_TAGS, *_TIMING_TAGS, _XXH3_TAG)
 
 #: Bytes of the fields that :func:`write_fixed` fills in.
 FIXED_SIZE: Final = _FIXED.size
@@ -99,6 +100,7 @@ def write_fixed(
     queue_us: int,
     gather_us: int,
     encode_us: int,
+    xxh3: int = 0,
 ) -> None:
     """Fill in the numbers of a message; times are capped at what 32 bits hold (71 minutes)."""
     position, count, slab_tag, timings = _FIXED_TAGS
@@ -120,6 +122,8 @@ def write_fixed(
         min(gather_us, _UINT32_MAX),
         encode,
         min(encode_us, _UINT32_MAX),
+        _XXH3_TAG,
+        xxh3,
     )
 
 

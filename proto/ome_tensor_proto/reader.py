@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64_intdigest
 
 from ome_tensor.errors import BrokenStream
 
@@ -84,6 +85,7 @@ class BatchReader:
         start: The position at which the read was asked to begin (``Order.start``).
         start_slab: The slab of that position's tile at which it was asked to begin (``start_slab``).
         pixels_only: Leave ``columns`` empty, for a read of a single tile, whose place is known. There must be no slabs then.
+        request: The bytes of the request, where it asked for checksums: what comes must be the answer to just these, and undamaged.
 
     Attributes:
         header: The stream's header, once the first message has arrived.
@@ -92,7 +94,8 @@ class BatchReader:
         complete: Whether the end-of-stream marker has arrived.
     """
 
-    def __init__(self, *, start: int = 0, start_slab: int = 0, pixels_only: bool = False) -> None:
+    def __init__(self, *, start: int = 0, start_slab: int = 0, pixels_only: bool = False, request: bytes | None = None) -> None:
+        self._request = request
         self._columns = {} if pixels_only else COLUMNS
         self.header: tensor_service_pb2.ReadTilesHeader | None = None
         self.format: BatchFormat | None = None
@@ -125,6 +128,8 @@ class BatchReader:
             envelope = parse_envelope(message)
             if envelope.fields.HasField("header") != (self.header is None):
                 raise BrokenStream("the stream has no header" if self.header is None else "the stream has a second header")
+            if self._request is not None:
+                _check_sums(message, envelope, self._request)
             batch = self._payload(message, envelope)
         except BrokenStream:
             raise
@@ -255,6 +260,15 @@ class BatchReader:
         self.tiles += tiles
         if self.tiles > self.header.tile_count:
             raise BrokenStream(f"the stream announced {self.header.tile_count} tiles and brings more")
+
+
+def _check_sums(message: bytes, envelope: Envelope, request: bytes) -> None:
+    fields = envelope.fields
+    if fields.HasField("header") and fields.header.request_xxh3 != xxh3_64_intdigest(request):
+        raise BrokenStream("the request did not arrive as it was sent (its checksum differs)")
+    with memoryview(message)[envelope.payload_at : envelope.payload_at + envelope.payload_size] as payload:
+        if fields.xxh3 != xxh3_64_intdigest(payload):
+            raise BrokenStream("a message did not arrive as it was sent (its checksum differs)")
 
 
 @lru_cache(maxsize=256)

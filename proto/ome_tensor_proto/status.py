@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -37,6 +37,7 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         Reason.LIMIT_EXCEEDED: grpc.StatusCode.OUT_OF_RANGE,
         Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Reason.REBALANCE: grpc.StatusCode.UNAVAILABLE,
+        Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
         Reason.NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
         Reason.NOT_SUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
         Reason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
@@ -65,6 +66,7 @@ _CLASS_OF_CODE: Mapping[grpc.StatusCode, type[OmeTensorError]] = MappingProxyTyp
         grpc.StatusCode.FAILED_PRECONDITION: errors.DatasetChanged,
         grpc.StatusCode.OUT_OF_RANGE: errors.LimitExceeded,
         grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+        grpc.StatusCode.UNAUTHENTICATED: errors.NotAuthenticated,
         grpc.StatusCode.PERMISSION_DENIED: errors.NotAllowed,
         grpc.StatusCode.UNIMPLEMENTED: errors.NotSupported,
         grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
@@ -73,6 +75,9 @@ _CLASS_OF_CODE: Mapping[grpc.StatusCode, type[OmeTensorError]] = MappingProxyTyp
         grpc.StatusCode.DATA_LOSS: errors.InvalidRecord,
     }
 )
+
+#: Seconds; a server that says more is not believed.
+_LONGEST_RETRY_DELAY = 3600.0
 
 # gRPC may drop a call whose trailing metadata pass 8 KiB. A message is in them percent-encoded (up to three bytes a byte) and,
 # as base64 (four bytes for three), in the status; its beginning is in the violation too. At these limits the worst case is
@@ -107,6 +112,10 @@ def to_status(error: BaseException) -> grpc.Status:
             field=field, description=_bounded(error.message, _MAX_DESCRIPTION_BYTES)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(max(0.0, error.retry_after) * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=STATUS_CODES[error.reason].value[0], message=message)
     for detail in details:
         packed = any_pb2.Any()
@@ -137,16 +146,14 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> OmeTensorError:
     except (ValueError, DecodeError):
         # Details that contradict the status are nobody's we know.
         status = None
+    retry_after = None if status is None else _retry_after(status)
     if status is not None:
-        for packed in status.details:
-            info = error_details_pb2.ErrorInfo()
-            try:
-                known = packed.Unpack(info) and info.domain == DOMAIN and info.reason in _CLASSES
-            except DecodeError:
-                known = False
-            if known:
-                metadata = info.metadata
-                return _CLASSES[info.reason](status.message, field=metadata.get("field"), value=metadata.get("value"))
+        info = _detail(status, error_details_pb2.ErrorInfo)
+        if info is not None and info.domain == DOMAIN and info.reason in _CLASSES:
+            metadata = info.metadata
+            return _CLASSES[info.reason](
+                status.message, field=metadata.get("field"), value=metadata.get("value"), retry_after=retry_after
+            )
     text = (call.details() if hasattr(call, "details") else None) or str(getattr(code, "name", code))
     cls = _CLASS_OF_CODE.get(code, errors.ServerError)
     if cls is errors.Overloaded and "message larger than max" in text:
@@ -154,7 +161,25 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> OmeTensorError:
         cls = errors.LimitExceeded
     if cls is errors.ServerError and code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
         text = f"{code.name}: {text}"
-    return cls(text)
+    return cls(text, retry_after=retry_after)
+
+
+def _detail(status: Any, kind: type[Any]) -> Any:
+    """The first detail of a kind; ``None`` where there is none that can be read."""
+    for packed in status.details:
+        found = kind()
+        try:
+            if packed.Unpack(found):
+                return found
+        except DecodeError:
+            continue
+    return None
+
+
+def _retry_after(status: Any) -> float | None:
+    info = _detail(status, error_details_pb2.RetryInfo)
+    # What a server says is not trusted to be sensible.
+    return None if info is None else min(max(0.0, info.retry_delay.ToNanoseconds() * 1e-9), _LONGEST_RETRY_DELAY)
 
 
 def _bounded(text: str, limit: int) -> str:

@@ -13,9 +13,12 @@ from ome_tensor_proto.methods import ADMIN_METHODS
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
 from ome_tensor_proto.v1 import image_pb2
 
+from .calls import Call
+from .meters import MetricsPage
 from .offices import Office
-from .policy import Action, Caller, Policy
-from .rpc import Call, Handler
+from .policy import Policy
+from .rpc import Handler
+from .scopes import Action
 from .uploads import Uploads
 
 __all__ = ["MOST_CALLS", "AdminService"]
@@ -38,11 +41,18 @@ class AdminService:
         office: Gives what does it.
         info: What is said of a dataset, by name.
         uploads: Where uploads are received, or ``None``.
+        page: What the server has counted.
     """
 
     def __init__(
-        self, policy: Policy, office: Callable[[], Office], info: Callable[[str], DatasetInfo], uploads: Uploads | None
+        self,
+        policy: Policy,
+        office: Callable[[], Office],
+        info: Callable[[str], DatasetInfo],
+        uploads: Uploads | None,
+        page: MetricsPage,
     ) -> None:
+        self._page = page
         self._policy = policy
         self._office = office
         self._info = info
@@ -58,13 +68,16 @@ class AdminService:
             "RemoveDataset": self.remove,
             "LoadDataset": self.load,
             "CancelLoad": self.cancel,
+            "GetMetrics": self.metrics,
         }
         return {name: _limited(name, handler) for name, handler in methods.items()}
 
-    def _permit(self, call: Call, dataset: str) -> Office:
+    def _permit(self, call: Call, action: Action, dataset: str) -> Office:
+        """What changes a dataset, where the caller may change one of that name; without a name, of any."""
         call.image = dataset or None
-        if not self._policy.permits(Caller(call.peer), Action.ADMIN, dataset):
-            raise NotAllowed("this server does not let you change what it serves (its setting admin)", field="admin")
+        policy = self._policy
+        if not (policy.permits(call.caller, action, dataset) if dataset else policy.permits_every(call.caller, action)):
+            raise _not_allowed()
         return self._office()
 
     def _dataset(self, name: str) -> image_pb2.Dataset:
@@ -72,23 +85,27 @@ class AdminService:
 
     def register(self, request: pb.RegisterDatasetRequest, call: Call) -> pb.RegisterDatasetResponse:
         """Serve a source."""
-        office = self._permit(call, request.name)
+        office = self._permit(call, Action.ADMIN, request.name)
         names = office.register(request.path, request.name)
+        for name in names:
+            call.audit("register", "done", name)
         return pb.RegisterDatasetResponse(datasets=[self._dataset(name) for name in names])
 
     def refresh(self, request: pb.RefreshDatasetRequest, call: Call) -> pb.RefreshDatasetResponse:
         """Look at a source again."""
-        changed = self._permit(call, request.name).refresh(request.name)
+        changed = self._permit(call, Action.WRITE, request.name).refresh(request.name)
+        call.audit("refresh", "changed" if changed else "unchanged")
         return pb.RefreshDatasetResponse(dataset=self._dataset(request.name), changed=changed)
 
     def remove(self, request: pb.RemoveDatasetRequest, call: Call) -> pb.RemoveDatasetResponse:
         """Serve a dataset no more."""
-        self._permit(call, request.name).remove(request.name)
+        self._permit(call, Action.WRITE, request.name).remove(request.name)
+        call.audit("remove", "done")
         return pb.RemoveDatasetResponse()
 
     def load(self, request: pb.LoadDatasetRequest, call: Call) -> Iterator[pb.LoadDatasetResponse]:
         """Load a dataset, and say how it goes."""
-        office = self._permit(call, request.name)
+        office = self._permit(call, Action.WRITE, request.name)
         while call.is_active:
             try:
                 office.load(request.name, _WORD)
@@ -102,17 +119,19 @@ class AdminService:
 
     def cancel(self, request: pb.CancelLoadRequest, call: Call) -> pb.CancelLoadResponse:
         """Give up a load."""
-        return pb.CancelLoadResponse(cancelled=self._permit(call, request.name).cancel(request.name))
+        return pb.CancelLoadResponse(cancelled=self._permit(call, Action.WRITE, request.name).cancel(request.name))
 
     def upload(self, requests: Iterator[pb.UploadDatasetRequest], call: Call) -> pb.UploadDatasetResponse:
         """Take in a dataset."""
         # Before anything is waited for: whoever may not change anything takes nobody's place.
-        self._permit(call, "")
+        if not self._policy.permits_some(call.caller, Action.WRITE):
+            raise _not_allowed()
+        self._office()
         first = next(requests, None)
         if first is None or not first.HasField("header"):
             raise InvalidArgument("an upload's first message must have a header", field="header")
         header = first.header
-        office = self._permit(call, header.name)
+        office = self._permit(call, Action.WRITE, header.name)
         office.check_upload(header.name, header.replace)
         if self._uploads is None:
             raise NotSupported("this server takes no uploads (it was started without an uploads folder)", field="uploads")
@@ -123,10 +142,25 @@ class AdminService:
             if not call.is_active:
                 raise Cancelled("the client has gone", field="header.name", value=header.name)
             office.take_upload(str(part), header.name, header.replace)
+            call.audit("upload", "done")
         finally:
             # Where it was taken it has another name by now.
             part.unlink(missing_ok=True)
         return pb.UploadDatasetResponse(dataset=self._dataset(header.name))
+
+    def metrics(self, request: pb.GetMetricsRequest, call: Call) -> pb.GetMetricsResponse:
+        """What the server has counted, over all callers."""
+        if not self._policy.permits_some(call.caller, Action.ADMIN):
+            raise NotAllowed(
+                "this server does not let you see what it counts (that wants an admin scope, or its setting admin)", field="admin"
+            )
+        return pb.GetMetricsResponse(
+            samples=[pb.Sample(name=name, labels=labels, value=value) for name, labels, value in self._page.samples()]
+        )
+
+
+def _not_allowed() -> NotAllowed:
+    return NotAllowed("this server does not let you change what it serves (your scopes, or its setting admin)", field="admin")
 
 
 def _limited(name: str, handler: Handler) -> Handler:

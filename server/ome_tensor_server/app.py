@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -20,18 +20,25 @@ from ome_tensor.tables import LoadedTable
 from ome_tensor_proto.methods import ADMIN_SERVICE, SERVICE
 
 from .admin import MOST_CALLS, AdminService
+from .authentication import Authenticator
+from .calls import Gate
 from .catalogue import Catalogue, Shelves
 from .control import Control
 from .drain import ActiveCalls, stop_listening, wait_until_sent
 from .entries import Entry
 from .finding import SourceFile
 from .house import House
+from .http_port import HttpPort
 from .in_place import settings_readers
+from .limits import Rates
 from .logs import Fields
+from .meters import Meters, MetricsPage
 from .offices import Office
 from .rpc import handlers
 from .service import TensorService
 from .settings import Settings, split_address
+from .standing import Gauge, dataset_gauges
+from .tls import server_credentials
 from .uploads import Uploads
 from .usage import Usage
 
@@ -90,6 +97,7 @@ class TensorServer:
         worker: Which of several workers on one port this is.
         control: What they share; ``None`` for a server on its own.
         usage: Where they count the use of datasets.
+        meters: Where they count everything else.
 
     Attributes:
         settings: The settings.
@@ -97,10 +105,19 @@ class TensorServer:
     """
 
     def __init__(
-        self, settings: Settings, *, worker: int = 0, control: Control | None = None, usage: Usage | None = None
+        self,
+        settings: Settings,
+        *,
+        worker: int = 0,
+        control: Control | None = None,
+        usage: Usage | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self.settings = settings
         self.port = 0
+        self._credentials = server_credentials(settings)
+        self._meters = meters or Meters()
+        gate = Gate(Authenticator(settings), Rates(settings), self._meters)
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
         threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS
@@ -122,10 +139,12 @@ class TensorServer:
         self._readers = settings_readers(settings)
         self._counted = self._readers.hits, self._readers.misses
         self._shelves = Shelves(self._cache, self._readers, self._make_level)
-        self._service = TensorService(settings, worker=worker, control=control, usage=self._usage)
+        self._service = TensorService(settings, worker=worker, control=control, usage=self._usage, report=self._report)
         # Made by whoever has the librarian, and cleaned by it: a worker only receives into it.
         self._uploads = Uploads.at(settings.uploads, settings.max_upload_bytes)
-        admin = AdminService(self._service.policy, lambda: self._service.office, self._service.info, self._uploads)
+        self._page = MetricsPage(self._meters, self._gauges)
+        admin = AdminService(self._service.policy, lambda: self._service.office, self._service.info, self._uploads, self._page)
+        self._http: HttpPort | None = None
         self._calls = ActiveCalls()
         self._health = _Health(self._service.catch_up)
         self._stopping = threading.Event()
@@ -135,6 +154,7 @@ class TensorServer:
             (
                 handlers(
                     dict(self._service.methods) | dict(admin.methods),
+                    gate,
                     self._calls,
                     settings.max_request_bytes,
                     settings.stall_seconds,
@@ -143,6 +163,20 @@ class TensorServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def _report(self) -> None:
+        """What is not counted call by call."""
+        meters, turns = self._meters, self._service.turns
+        meters.set("cache_hits", self._cache.hits + self._readers.hits - self._counted[0])
+        meters.set("cache_misses", self._cache.misses + self._readers.misses - self._counted[1])
+        meters.set("reads_running", self._service.reads.running)
+        meters.set("reads_waiting", turns.waiting)
+        meters.set("in_flight_bytes", turns.in_flight)
+
+    def _gauges(self) -> Iterator[Gauge]:
+        self._report()
+        catalogue = self._service.catalogue
+        return dataset_gauges(catalogue.entries, catalogue.resident_bytes, self.settings)
 
     def _set_health(self, status: int) -> None:
         for name in ("", SERVICE, ADMIN_SERVICE):
@@ -166,7 +200,10 @@ class TensorServer:
             InvalidArgument: the address cannot be bound.
         """
         try:
-            self.port = self._server.add_insecure_port(self.settings.listen)
+            if self._credentials is None:
+                self.port = self._server.add_insecure_port(self.settings.listen)
+            else:
+                self.port = self._server.add_secure_port(self.settings.listen, self._credentials)
         except RuntimeError:
             self.port = 0
         if self.port == 0:
@@ -177,7 +214,14 @@ class TensorServer:
             )
         self._server.start()
         self._service.open()
+        if self.settings.metrics and not self._shares_port:
+            self._http = HttpPort(self.settings.metrics, self._page.text, lambda: self._service.is_serving)
         return self.address
+
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` of the HTTP port, where there is one."""
+        return None if self._http is None else self._http.address
 
     def load(self, sources: Sequence[SourceFile], folders: Sequence[str] = ()) -> Catalogue:
         """Register these sources, load them where the settings say so, and report SERVING. Raises what :meth:`House.move_in` does.
@@ -239,6 +283,8 @@ class TensorServer:
         if self._house is not None:
             self._house.close()
         self._server.stop(0).wait()
+        if self._http is not None:
+            self._http.close()
         hits = self._cache.hits + self._readers.hits - self._counted[0]
         misses = self._cache.misses + self._readers.misses - self._counted[1]
         if misses:

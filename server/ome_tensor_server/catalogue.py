@@ -189,10 +189,23 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self._shelves)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._shelves
+
     @property
     def names(self) -> list[str]:
         """Of all datasets, sorted."""
         return list(self._shelves)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What is known of each, sorted by name."""
+        return [shelf.entry for shelf in self._shelves.values()]
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the loaded ones take."""
+        return sum(found.info.resident_bytes for found in self.datasets.values() if found.info.state is DatasetState.LOADED)
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -200,11 +213,11 @@ class Catalogue:
         return {name: shelf.opened for name, shelf in self._shelves.items() if shelf.opened is not None}
 
     def entry(self, name: str) -> Entry:
-        """What is known of a dataset. Raises DatasetNotFound, naming some that exist."""
+        """What is known of a dataset. Raises DatasetNotFound."""
         return self._shelf(name).entry
 
     def dataset(self, name: str) -> Dataset:
-        """A dataset that is ready to be read. Raises DatasetNotFound, naming some that exist, and what :meth:`_Shelf.open` does."""
+        """A dataset that is ready to be read. Raises DatasetNotFound, and what :meth:`_Shelf.open` does."""
         return self._shelf(name).open()
 
     def info(self, name: str, usage: Usage) -> DatasetInfo:
@@ -220,9 +233,8 @@ class Catalogue:
     def _shelf(self, name: str) -> _Shelf:
         shelf = self._shelves.get(name)
         if shelf is None:
-            some = ", ".join(list(self._shelves)[:10]) or "none"
-            more = f" and {len(self._shelves) - 10} more" if len(self._shelves) > 10 else ""
-            raise DatasetNotFound(f"no dataset {name!r}; there are: {some}{more}", field="key", value=name)
+            # Which ones there are is not everybody's to know.
+            raise DatasetNotFound(f"no dataset {name!r}", field="key", value=name)
         return shelf
 
 

@@ -23,6 +23,7 @@ from .logs import configure
 from .readers.detect import is_address
 from .settings import Settings, split_address
 from .stopping import StopRequests
+from .token_cli import token_commands
 from .workers import Supervisor
 
 __all__ = ["register", "serve"]
@@ -35,6 +36,7 @@ _MOST_FILES = 65_536
 def register(app: typer.Typer) -> None:
     """Add the server's commands."""
     app.command()(serve)
+    app.add_typer(token_commands, name="token")
 
 
 def serve(
@@ -51,6 +53,27 @@ def serve(
         str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.", show_default="127.0.0.1:50051")
     ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond this host.")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate chain of the server (PEM).")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Let in clients whose certificates these authorities signed (PEM).")
+    ] = None,
+    certificate_scopes: Annotated[
+        str | None, typer.Option(metavar="SCOPES", help="What a client certificate allows.", show_default="read:*")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="FILE", help="Let in bearers of tokens (see: ome-tensor token).")] = None,
+    anonymous: Annotated[
+        str | None, typer.Option(metavar="SCOPES", help="What callers may who do not say who they are.", show_default="nothing")
+    ] = None,
+    oidc_issuer: Annotated[str | None, typer.Option(metavar="URL", help="Let in bearers of this provider's tokens.")] = None,
+    oidc_audience: Annotated[str | None, typer.Option(metavar="NAME", help="Whom they must be for.")] = None,
+    oidc_jwks: Annotated[str | None, typer.Option(metavar="FILE|URL", help="The provider's public keys.")] = None,
+    oidc_claim: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The claim that holds the scopes.", show_default="scope")
+    ] = None,
+    oidc_leeway_seconds: Annotated[
+        float | None, typer.Option(help="How far the provider's clock may be off.", show_default="30")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that share the port and the pixels.", show_default="1")] = None,
     store: Annotated[
         str | None,
@@ -90,11 +113,29 @@ def serve(
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles of one read.", show_default="2,000,000")] = None,
     max_indices: Annotated[int | None, typer.Option(help="Most indices listed for an axis.", show_default="65,536")] = None,
     max_concurrent_reads: Annotated[int | None, typer.Option(help="Streams served at once.", show_default="64")] = None,
+    max_caller_reads: Annotated[
+        int | None, typer.Option(help="Streams served at once for one caller.", show_default="3/4 of all, or all")
+    ] = None,
+    max_requests_per_second: Annotated[float | None, typer.Option(help="Calls a second.", show_default="no limit")] = None,
+    max_caller_requests_per_second: Annotated[
+        float | None, typer.Option(help="Calls a second of one caller.", show_default="no limit")
+    ] = None,
+    max_bytes_in_flight: Annotated[
+        int | None, typer.Option(help="Messages that no client has taken yet.", show_default="512 MiB")
+    ] = None,
+    max_caller_bytes_in_flight: Annotated[
+        int | None, typer.Option(help="The same of one caller.", show_default="half of it, or all")
+    ] = None,
     decode_cache_bytes: Annotated[int | None, typer.Option(help="Decompressed chunks kept.", show_default="256 MiB")] = None,
     grace_seconds: Annotated[float | None, typer.Option(help="Time for running streams at SIGTERM.", show_default="30")] = None,
     stall_seconds: Annotated[
         float | None, typer.Option(help="Time to take a message before a stream is ended.", show_default="120")
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="HTTP port for /metrics, /livez and /readyz.", show_default="none"),
+    ] = None,
+    tracing: Annotated[bool | None, typer.Option("--tracing", help="Take part in OpenTelemetry traces.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:
@@ -122,6 +163,8 @@ def serve(
     # Scripts wait for this line; it comes once the port is bound. Readiness is health's to tell.
     print(f"listening on {server.start()}", flush=True)  # noqa: T201  the command's output
     try:
+        if server.metrics_address is not None:
+            print(f"metrics on http://{server.metrics_address}/metrics", file=sys.stderr, flush=True)  # noqa: T201  as above
         _load(server, sources, folders, stop)
         stop.wait()
     finally:

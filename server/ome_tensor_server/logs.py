@@ -8,10 +8,13 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["Fields", "configure"]
+__all__ = ["AUDIT", "Fields", "configure"]
 
 #: Everything of ours logs below this name; a library's user configures it as any other logger.
 ROOT = "ome_tensor_server"
+
+#: The logger of who changed what, and of who was refused: it says so at any level.
+AUDIT = f"{ROOT}.audit"
 
 #: Characters of a value; clients choose some of them.
 _LONGEST = 300
@@ -76,3 +79,4 @@ def configure(log_format: str, log_level: str) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(log_level.upper())
     logger.propagate = False
+    logging.getLogger(AUDIT).setLevel(logging.INFO)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -15,40 +17,44 @@ from ome_tensor.errors import (
     InvalidRecord,
     LimitExceeded,
     NotSupported,
-    Overloaded,
     Rebalance,
     Unavailable,
 )
 from ome_tensor.keys import format_key, parse_key
-from ome_tensor.listing import DatasetInfo
+from ome_tensor.listing import DatasetInfo, DatasetState
 from ome_tensor.plan import Plan, ResolvedPlan
 from ome_tensor.tables import Image
 from ome_tensor.tiling import Order, TileSequence, Tiling
 from ome_tensor.view import TensorView, view_of_image
 from ome_tensor_proto.codec import (
-    check_built,
+    check_images_named,
     compression_from_proto,
     mode_from_proto,
     order_from_proto,
     plan_from_proto,
     selection_to_proto,
     tiling_from_proto,
+    wants_checksum,
 )
 from ome_tensor_proto.host import host_proof, is_host_proof
 from ome_tensor_proto.listing import dataset_to_proto, image_to_proto
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_proto.v1 import view_pb2
 
+from .calls import Call
 from .catalogue import Catalogue, Dataset
 from .control import Control
 from .entries import Entry
+from .limits import Reads
 from .offices import Office
-from .policy import Action, Caller, Policy
+from .policy import Policy
 from .reads import ReadImages, images_of_keys, images_of_rows
-from .rpc import Call, Handler
+from .rpc import Handler
+from .scopes import Action
 from .selecting import check_version, passing_rows, select
 from .settings import Settings
 from .stream import TileRead, check_tiles
+from .turns import Turns
 from .usage import Usage
 
 __all__ = ["TensorService"]
@@ -56,6 +62,9 @@ __all__ = ["TensorService"]
 _PAGE, _LARGEST_PAGE = 200, 1000
 
 _LEAST_MESSAGE = 64 << 10
+
+#: Datasets that are named to whoever asks for one that is not there.
+_NAMED = 10
 
 #: A read of at least so many bytes is long: it keeps a worker busy for some 10 ms, and its client waits longer for the pixels than for a
 #: connection to another worker. Shorter ones come and go: how many there are at one moment says nothing about the next.
@@ -79,15 +88,25 @@ class TensorService:
         worker: Which of several workers this is.
         control: What they share, or ``None``.
         usage: Where the use of datasets is counted.
+        report: Told whenever a read begins or ends.
 
     Attributes:
         is_draining: Whether new calls are refused.
         policy: Who may do what.
+        reads: The reads in progress.
+        turns: Whose message is made next.
     """
 
     def __init__(
-        self, settings: Settings, *, worker: int = 0, control: Control | None = None, usage: Usage | None = None
+        self,
+        settings: Settings,
+        *,
+        worker: int = 0,
+        control: Control | None = None,
+        usage: Usage | None = None,
+        report: Callable[[], None] = lambda: None,
     ) -> None:
+        self._report_read = report
         self.is_draining = False
         self.policy = Policy(settings)
         self._usage = usage or Usage()
@@ -99,8 +118,9 @@ class TensorService:
         self._worker = worker
         self._control = control
         self._settings = settings
-        self._reading = 0
         self._long_reads = 0
+        self.reads = Reads(settings)
+        self.turns = Turns(max(2, os.cpu_count() or 1), settings.max_bytes_in_flight, settings.caller_bytes_in_flight)
         self._lock = threading.Lock()
 
     @property
@@ -169,6 +189,16 @@ class TensorService:
         return catalogue
 
     @property
+    def is_serving(self) -> bool:
+        """Whether calls about data are answered now."""
+        return self._catalogue is not None and not self.is_draining
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is served; nothing before there is anything."""
+        return self._catalogue or Catalogue()
+
+    @property
     def office(self) -> Office:
         """What changes datasets. Raises Unavailable while nothing is served yet."""
         self._loaded()
@@ -183,9 +213,15 @@ class TensorService:
     def _visible(self, name: str, call: Call) -> Catalogue:
         """The catalogue, where the caller may read that dataset in it: every way to one leads through here. What one may not read is not there."""
         catalogue = self._loaded()
-        if not self.policy.permits(Caller(call.peer), Action.READ, name):
-            raise DatasetNotFound(f"no dataset {name!r}", field="key", value=name)
-        return catalogue
+        if name in catalogue and self.policy.permits(call.caller, Action.READ, name):
+            return catalogue
+        readable = self._readable(catalogue, call)
+        some = ", ".join(readable[:_NAMED]) or "none"
+        more = f" and {len(readable) - _NAMED} more" if len(readable) > _NAMED else ""
+        raise DatasetNotFound(f"no dataset {name!r}; there are: {some}{more}", field="key", value=name)
+
+    def _readable(self, catalogue: Catalogue, call: Call) -> list[str]:
+        return [name for name in catalogue.names if self.policy.permits(call.caller, Action.READ, name)]
 
     def _dataset(self, name: str, call: Call) -> Dataset:
         """A dataset that the caller may read: loaded first, if it is not, and in use until the call is through."""
@@ -230,9 +266,8 @@ class TensorService:
 
     def list_datasets(self, request: pb.ListDatasetsRequest, call: Call) -> pb.ListDatasetsResponse:
         """All datasets by name, in pages; a page token is the number of datasets before it."""
-        caller = Caller(call.peer)
         catalogue = self._loaded()
-        datasets = [name for name in catalogue.names if self.policy.permits(caller, Action.READ, name)]
+        datasets = self._readable(catalogue, call)
         first = _token(request.page_token, len(datasets)) if request.page_token else 0
         count = _page_size(request.page_size)
         return pb.ListDatasetsResponse(
@@ -304,31 +339,28 @@ class TensorService:
 
     def read_tiles(self, request: pb.ReadTilesRequest, call: Call) -> Iterator[bytes]:
         """The tiles of a view, as message bytes."""
-        check_built(request)
-        with self._lock:
-            if self._reading >= self._settings.max_concurrent_reads:
-                raise Overloaded(
-                    f"this server serves {self._settings.max_concurrent_reads} reads at once, and all are taken; try again later",
-                    field="max_concurrent_reads",
-                    value=self._settings.max_concurrent_reads,
-                )
-            self._reading += 1
-        is_long = False
-        try:
-            read = self._read(request, call)
-            is_long = self._place(read, call)
-            yield from read.messages(call, self._settings)
-        finally:
-            with self._lock:
-                self._reading -= 1
+        check_images_named(request)
+        with self.reads.one(call.caller.key):
+            is_long = False
+            self._report_read()
+            try:
+                read = self._read(request, call)
+                is_long = self._place(read, call)
+                # What is served in place is read by other processes, however long their disks take.
+                turn = self.turns.stream(call.caller.key, works=read.images.dataset.info.state is not DatasetState.IN_PLACE)
+                with closing(turn):
+                    yield from read.messages(call, self._settings, turn)
+            finally:
                 if is_long:
-                    self._long_reads -= 1
-                    self._report()
+                    with self._lock:
+                        self._long_reads -= 1
+                        self._report()
+        self._report_read()
 
     def map_dataset(self, request: pb.MapDatasetRequest, call: Call) -> pb.MapDatasetResponse:
         """Where a client on this host finds a dataset's file."""
         dataset = self._dataset(request.dataset, call)
-        if not self.policy.permits(Caller(call.peer), Action.MAP, dataset.name):
+        if not self.policy.permits(call.caller, Action.MAP, dataset.name):
             return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_NOT_ALLOWED)
         if not is_host_proof("client", request.nonce, request.host_proof):
             return pb.MapDatasetResponse(refusal=pb.MAP_REFUSAL_OTHER_HOST)
@@ -369,8 +401,7 @@ class TensorService:
     @property
     def free_reads(self) -> int:
         """Reads that could be taken on now."""
-        with self._lock:
-            return self._settings.max_concurrent_reads - self._reading
+        return self.reads.free
 
     def _read(self, request: pb.ReadTilesRequest, call: Call) -> TileRead:
         images = self._images(request, call)
@@ -382,7 +413,8 @@ class TensorService:
             max(least, min(request.max_message_bytes, self._settings.max_message_bytes)) if request.max_message_bytes else aim
         )
         compression = compression_from_proto(request.compression)
-        return TileRead(images, tiling, order, start_slab, request.tiles_per_batch, message_bytes, compression)
+        checksum = wants_checksum(request)
+        return TileRead(images, tiling, order, start_slab, request.tiles_per_batch, message_bytes, compression, checksum)
 
     def _images(self, request: pb.ReadTilesRequest, call: Call) -> ReadImages:
         """The images of a read, all of one dataset, their views resolved."""

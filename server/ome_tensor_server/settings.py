@@ -13,6 +13,7 @@ from typing import Any
 from ome_tensor.errors import InvalidArgument
 
 from .budget import machine_memory, parse_size
+from .scopes import Scope
 
 __all__ = ["PREFIX", "Settings"]
 
@@ -35,6 +36,12 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("load_seconds", 0, 86_400),
     ("watch_seconds", 0, 86_400),
     ("max_upload_bytes", 1, 1 << 50),
+    ("max_caller_reads", 0, 10_000),
+    ("max_requests_per_second", 0, 1e9),
+    ("max_caller_requests_per_second", 0, 1e9),
+    ("max_bytes_in_flight", 1 << 20, 1 << 50),
+    ("max_caller_bytes_in_flight", 0, 1 << 50),
+    ("oidc_leeway_seconds", 0, 3600),
 )
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
@@ -54,7 +61,16 @@ class Settings:
 
     Attributes:
         listen: ``HOST:PORT``; port 0 takes a free one.
-        insecure: Allow plain text beyond this host. Without it only loopback addresses are bound.
+        insecure: Allow an address beyond this host in plain text, or for anybody. Without it that wants TLS and a way to know callers.
+        tls_cert, tls_key: PEM files of the server's certificate chain and its key; read again when they change.
+        tls_client_ca: PEM file of the authorities whose client certificates are let in; then every client needs one.
+        certificate_scopes: What a client certificate allows that the file of tokens does not name: scopes with spaces between them.
+        tokens: File of tokens that ``ome-tensor token`` writes; looked at again when it changes.
+        anonymous: What callers may do who do not say who they are, where others do: scopes with spaces between them.
+        oidc_issuer, oidc_audience: What an identity provider's tokens must say (``iss``, ``aud``).
+        oidc_jwks: The provider's public keys: a file, or an https address.
+        oidc_claim: The claim of a token that holds its scopes.
+        oidc_leeway_seconds: How far the provider's clock may be off.
         workers: Processes that share the port and one copy of the pixels.
         store: Folder for datasets as Arrow files, which workers share, a restart maps, and clients on this host may map; ``auto``: shared memory
             where they fit, else the user's cache folder; ``none``: this process's own memory, which only one worker can have.
@@ -80,16 +96,35 @@ class Settings:
         max_message_bytes: Largest message; bounds ``tiles_per_batch`` and the size a client may ask for.
         max_chunk_bytes: Largest compressed chunk that is decompressed: a few bytes of a file can claim to be any size.
         max_concurrent_reads: Streams served at once, a thread each; one more is refused at once with RESOURCE_EXHAUSTED.
+        max_caller_reads: Streams served at once for one caller; 0: three quarters of all, where callers say who they are, else all.
+        max_requests_per_second: Calls begun each second, over all callers, a second's worth at once; 0: no limit.
+        max_caller_requests_per_second: The same of one caller: a principal, or a host where callers need not say who they are.
+        max_bytes_in_flight: Messages that have been made, or are being made, and that no client has taken yet, in bytes; more wait.
+        max_caller_bytes_in_flight: The same of one caller; 0: half of it, where callers say who they are, else all.
         decode_cache_bytes: Decompressed chunks kept, over all datasets: half for those loaded, half for those served in place.
         grace_seconds: How long running streams may finish after SIGTERM.
         stall_seconds: How long a client may leave a message untaken before its stream is ended and its place freed; it can resume.
             How long an upload may send nothing, too: then it is ended, and what has come is forgotten.
+        metrics: ``HOST:PORT`` of an HTTP port with ``/metrics`` (for Prometheus), ``/livez`` and ``/readyz``; empty: none. It shows counts, and no
+            names.
+        tracing: Take part in OpenTelemetry traces, exported as ``OTEL_*`` variables say.
         log_format: ``text`` or ``json``, one line a call on stderr.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
 
     listen: str = "127.0.0.1:50051"
     insecure: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    certificate_scopes: str = "read:*"
+    tokens: str = ""
+    anonymous: str = ""
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks: str = ""
+    oidc_claim: str = "scope"
+    oidc_leeway_seconds: float = 30.0
     workers: int = 1
     store: str = "auto"
     mapping: str = "auto"
@@ -109,21 +144,21 @@ class Settings:
     max_tiles: int = 2_000_000
     max_indices: int = 65_536
     max_concurrent_reads: int = 64
+    max_caller_reads: int = 0
+    max_requests_per_second: float = 0.0
+    max_caller_requests_per_second: float = 0.0
+    max_bytes_in_flight: int = 512 << 20
+    max_caller_bytes_in_flight: int = 0
     decode_cache_bytes: int = 512 << 20
     grace_seconds: float = 30.0
     stall_seconds: float = 120.0
+    metrics: str = ""
+    tracing: bool = False
     log_format: str = "text"
     log_level: str = "info"
 
     def __post_init__(self) -> None:
-        host, _ = split_address(self.listen)
-        if not self.insecure and not is_loopback(host):
-            raise InvalidArgument(
-                f"listen {self.listen!r} reaches beyond this host in plain text, for anybody: add --insecure to allow that, "
-                "or listen on 127.0.0.1",
-                field="listen",
-                value=self.listen,
-            )
+        self._check_who()
         for name, least, most in _BOUNDS:
             value = getattr(self, name)
             if not least <= value <= most:  # also where it is not a number
@@ -142,6 +177,60 @@ class Settings:
                     field=name,
                     value=getattr(self, name),
                 )
+
+    def _check_who(self) -> None:
+        """Refuse what would let in others than those who are meant."""
+        for name, needs in (
+            ("tls_cert", ("tls_key",)),
+            ("tls_key", ("tls_cert",)),
+            ("tls_client_ca", ("tls_cert",)),
+            ("oidc_issuer", ("oidc_audience", "oidc_jwks")),
+            ("oidc_audience", ("oidc_issuer",)),
+            ("oidc_jwks", ("oidc_issuer",)),
+        ):
+            missing = next((need for need in needs if getattr(self, name) and not getattr(self, need)), None)
+            if missing is not None:
+                raise InvalidArgument(f"{name} needs {missing}", field=missing, value="")
+        for name in ("anonymous", "certificate_scopes"):
+            for word in getattr(self, name).split():
+                try:
+                    Scope.parse(word)
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"{name}: {error.message}", field=name, value=word) from None
+        if self.metrics:
+            split_address(self.metrics, "metrics")
+        host, _ = split_address(self.listen)
+        if self.insecure or is_loopback(host):
+            return
+        wrongs = []
+        if not self.tls_cert:
+            wrongs.append("in plain text")
+        if not self.authenticates:
+            wrongs.append("for anybody")
+        if wrongs:
+            raise InvalidArgument(
+                f"listen {self.listen!r} reaches beyond this host {', '.join(wrongs)}: add --insecure to allow that, listen on 127.0.0.1, "
+                "or set tls_cert, and tokens, oidc_issuer or tls_client_ca",
+                field="listen",
+                value=self.listen,
+            )
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers can, and unless ``anonymous`` says otherwise must, say who they are."""
+        return bool(self.tokens or self.oidc_issuer or self.tls_client_ca)
+
+    @property
+    def caller_reads(self) -> int:
+        """``max_caller_reads``, or what that is by default."""
+        share = max(1, self.max_concurrent_reads * 3 // 4) if self.authenticates else self.max_concurrent_reads
+        return self.max_caller_reads or share
+
+    @property
+    def caller_bytes_in_flight(self) -> int:
+        """``max_caller_bytes_in_flight``, or what that is by default."""
+        share = self.max_bytes_in_flight // 2 if self.authenticates else self.max_bytes_in_flight
+        return self.max_caller_bytes_in_flight or share
 
     @property
     def memory_bytes(self) -> int:
@@ -225,11 +314,11 @@ def _parse(variable: str, text: str, kind: type | types.UnionType) -> Any:
     return word
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """``HOST:PORT`` (``[::1]:50051`` for IPv6) as its parts; raises InvalidArgument."""
+def split_address(address: str, name: str = "listen") -> tuple[str, int]:
+    """``HOST:PORT`` (``[::1]:50051`` for IPv6) as its parts; raises InvalidArgument, naming the setting."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 65535:
-        raise InvalidArgument(f"listen must be HOST:PORT, not {address!r}", field="listen", value=address)
+        raise InvalidArgument(f"{name} must be HOST:PORT, not {address!r}", field=name, value=address)
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

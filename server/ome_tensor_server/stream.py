@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError
 from ome_tensor.image_tiles import tiles_of
@@ -20,9 +21,10 @@ from ome_tensor_proto.batches import MessageWriter, TileWriter
 from ome_tensor_proto.beside import BesideMessage, BesideWriter
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .calls import Call
 from .reads import ReadImages
-from .rpc import Call
 from .settings import Settings
+from .turns import Turn
 
 __all__ = ["TileRead", "check_tiles"]
 
@@ -88,6 +90,7 @@ class TileRead:
         tiles_per_batch: As asked; 0 for the server's choice.
         message_bytes: Aim of a message's size.
         compression: ``none``, ``lz4`` or ``zstd``.
+        checksum: Whether each message brings one, and the first one that of the request.
     """
 
     images: ReadImages
@@ -97,6 +100,7 @@ class TileRead:
     tiles_per_batch: int
     message_bytes: int
     compression: str = "none"
+    checksum: bool = False
 
     @property
     def dtype(self) -> np.dtype:
@@ -118,8 +122,14 @@ class TileRead:
         tiles = self.tiles()
         return len(tiles) * math.prod(tiles.largest) * self.dtype.itemsize
 
-    def messages(self, call: Call, settings: Settings) -> Iterator[bytes]:
-        """The stream's messages. Ends early, without the end-of-stream marker, when nobody wants it any more."""
+    def messages(self, call: Call, settings: Settings, turn: Turn) -> Iterator[bytes]:
+        """The stream's messages. Ends early, without the end-of-stream marker, when nobody wants it any more.
+
+        Args:
+            call: The call.
+            settings: The server's limits.
+            turn: The stream's place in line.
+        """
         call.tiles = 0
         images, tiles = self.images, self.tiles()
         check_tiles(tiles, self.dtype, settings)
@@ -172,10 +182,12 @@ class TileRead:
             key=images.key(0),
             dataset_version=images.dataset.version,
         )
-        writer: Writer = TileWriter(format)
+        writer: Writer = TileWriter(format, checksum=self.checksum)
         if images.beside:
             writer = BesideWriter(
-                format, [self._format_beside(number, shapes[1 + number], tiles) for number in range(len(images.beside))]
+                format,
+                [self._format_beside(number, shapes[1 + number], tiles) for number in range(len(images.beside))],
+                checksum=self.checksum,
             )
         # A view without elements has no record batches: its reader makes the empty tiles from their count.
         count = len(tiles) if tiles.total and math.prod(largest) else 0
@@ -191,6 +203,7 @@ class TileRead:
                 pb.Beside(column=one.column, dtype=one.dtype.name, tile_shape=shape)
                 for one, shape in zip(images.beside, shapes[1:], strict=True)
             ],
+            request_xxh3=xxh3_64_intdigest(call.request) if self.checksum else 0,
         )
         if count == 0:
             yield writer.opening(header, last=True)
@@ -202,6 +215,7 @@ class TileRead:
         )
         # The end-of-stream marker rides with the last tile: a single read is a single message.
         for unit, is_last in _marked(units):
+            turn.begin(unit.size(tile_bytes, self.message_bytes), lambda: call.is_active)
             began = time.perf_counter()
             message = unit.allocate(self, writer, first, is_last)
             made = time.perf_counter()
@@ -214,7 +228,10 @@ class TileRead:
                     message = _Batch(damaged.good).allocate(self, writer, first, last=False)
                     _Batch(damaged.good).gather(self, message)
                     call.tiles += len(damaged.good)
-                    yield message.finish()
+                    data = message.finish()
+                    turn.made()
+                    _count(call, data, len(damaged.good))
+                    yield data
                 raise damaged.error from None
             # Whatever was written to the file meanwhile may be among what was gathered.
             images.dataset.check_unchanged()
@@ -225,12 +242,20 @@ class TileRead:
                 encoding += time.perf_counter() - gathered
             data = message.finish(queue_us=_us(began - queued), gather_us=_us(gathered - made), encode_us=_us(encoding))
             del message
+            turn.made()
             call.tiles += unit.tile_count
             first = None
+            _count(call, data, unit.tile_count)
+            offered = time.perf_counter()
             yield data
+            del data
+            turn.taken()
+            taken = time.perf_counter()
+            phases = (("queue", began - queued), ("gather", gathered - made), ("encode", encoding), ("send", taken - offered))
+            call.meters.observe_all("phase_seconds", phases)
             if not call.is_active:
                 return
-            queued = time.perf_counter()
+            queued = taken
 
     def _shape_beside(self, number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The largest shape of what comes beside a tile of a shape."""
@@ -311,6 +336,9 @@ class _Batch:
     def tile_count(self) -> int:
         return len(self.tiles)
 
+    def size(self, tile_bytes: int, slab_bytes: int) -> int:
+        return len(self.tiles) * tile_bytes
+
     def allocate(self, read: TileRead, writer: Writer, header: pb.ReadTilesHeader | None, last: bool) -> Message:
         if isinstance(writer, TileWriter):
             return writer.batch(self.tiles, header=header, last=last)
@@ -339,6 +367,9 @@ class _Slab:
     @property
     def tile_count(self) -> int:
         return int(self.number == len(self.slabs) - 1)
+
+    def size(self, tile_bytes: int, slab_bytes: int) -> int:
+        return min(tile_bytes, slab_bytes)
 
     def allocate(self, read: TileRead, writer: Writer, header: pb.ReadTilesHeader | None, last: bool) -> Message:
         assert isinstance(writer, TileWriter)
@@ -377,6 +408,13 @@ def _marked(units: Iterator[T]) -> Iterator[tuple[T, bool]]:
         yield unit, False
         unit = following
     yield unit, True
+
+
+def _count(call: Call, data: bytes, tiles: int) -> None:
+    meters = call.meters
+    meters.add("messages")
+    meters.add("tiles", value=tiles)
+    meters.add("sent_bytes", value=len(data))
 
 
 def _us(seconds: float) -> int:

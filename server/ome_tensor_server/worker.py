@@ -19,6 +19,7 @@ from .app import TensorServer
 from .control import Control
 from .exchange import Asker
 from .logs import configure
+from .meters import Meters
 from .offices import AskedOffice, Office
 from .settings import Settings
 from .stopping import StopRequests
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> None:
     control = Control(instructions["control"])
     usage = Usage(settings.workers, instructions["usage"], instructions["worker"])
     office = AskedOffice(Asker(socket.socket(fileno=instructions["exchange"])))
-    server = TensorServer(settings, worker=instructions["worker"], control=control, usage=usage)
+    meters = Meters(settings.workers, instructions["meters"], instructions["worker"])
+    server = TensorServer(settings, worker=instructions["worker"], control=control, usage=usage, meters=meters)
     stop = StopRequests(signal.SIGTERM, hurry=lambda: server.stop(0)).asked
     # A terminal sends it to the whole group; the supervisor passes on what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,18 +16,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
 from ome_tensor.errors import InvalidArgument, ServerError, Unavailable
 
+from .authentication import Authenticator
 from .control import Control
 from .entries import Entry
 from .exchange import answer_requests
 from .finding import SourceFile
 from .house import House
+from .http_port import HttpPort
+from .meters import Meters, MetricsPage
 from .settings import Settings, split_address
+from .standing import Gauge, dataset_gauges
+from .tls import server_credentials
 from .uploads import Uploads
 from .usage import Usage
 
@@ -87,13 +92,20 @@ class Supervisor:
         settings: The server's; ``listen`` as the user gave it.
 
     Raises:
-        InvalidArgument: the store, or the folder of uploads, cannot be used.
+        InvalidArgument: the store, the folder of uploads, or a file of certificates, keys or tokens cannot be used.
+        MissingDependency: an optional package is needed.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Each worker has its own; what is wrong with them is to be said once, and before any is started.
+        server_credentials(settings)
+        Authenticator(settings)
         self._control = Control.create(settings.workers)
         self._usage = Usage(settings.workers, worker=settings.workers)
+        self._meters = Meters(settings.workers)
+        self._page = MetricsPage(self._meters, self._gauges)
+        self._http: HttpPort | None = None
         self._uploads = Uploads.at(settings.uploads, settings.max_upload_bytes)
         self._house: House | None = None
         self._workers = [_Worker(number) for number in range(settings.workers)]
@@ -131,7 +143,29 @@ class Supervisor:
         except ServerError:
             self.stop(grace=0)
             raise
+        if self.settings.metrics:
+            self._http = HttpPort(self.settings.metrics, self._page.text, lambda: self._is_serving)
         return address
+
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` of the HTTP port, where there is one."""
+        return None if self._http is None else self._http.address
+
+    @property
+    def _is_serving(self) -> bool:
+        """Whether a worker takes calls about data."""
+        return (
+            self._control.generation > 0
+            and not self._stopping.is_set()
+            and any(reads is not None for reads in self._control.reads())
+        )
+
+    def _gauges(self) -> Iterator[Gauge]:
+        house = self._house
+        if house is None:
+            return dataset_gauges((), 0, self.settings)
+        return dataset_gauges(house.librarian.entries, house.librarian.taken, self.settings)
 
     def _wait_for_workers(self) -> None:
         """Until one of them listens: whoever is told the address may connect at once."""
@@ -187,6 +221,7 @@ class Supervisor:
                     "settings": asdict(self.settings),
                     "control": self._control.descriptor,
                     "usage": self._usage.descriptor,
+                    "meters": self._meters.descriptor,
                     "exchange": there.fileno(),
                     "stderr": stderr,
                     "worker": worker.number,
@@ -196,7 +231,13 @@ class Supervisor:
                     [sys.executable, "-m", "ome_tensor_server.worker", json.dumps(instructions)],
                     stdin=subprocess.DEVNULL,
                     stderr=worker.said,
-                    pass_fds=(self._control.descriptor, self._usage.descriptor, there.fileno(), stderr),
+                    pass_fds=(
+                        self._control.descriptor,
+                        self._usage.descriptor,
+                        self._meters.descriptor,
+                        there.fileno(),
+                        stderr,
+                    ),
                 )
                 threading.Thread(
                     target=answer_requests, args=(here, self._office), name="ome-tensor-exchange", daemon=True
@@ -235,6 +276,7 @@ class Supervisor:
         """Start a process in the place of one that has ended, when it is time."""
         self._control.report(worker.number, None)
         self._usage.forget_worker(worker.number)
+        self._meters.forget_worker(worker.number)
         process = worker.process
         if process is not None and not worker.ended:
             words = worker.last_words()
@@ -269,3 +311,6 @@ class Supervisor:
             self._reserved.close()
         self._control.close()
         self._usage.close()
+        if self._http is not None:
+            self._http.close()
+        self._meters.close()

@@ -25,6 +25,7 @@ __all__ = [
     "LimitExceeded",
     "MissingDependency",
     "NotAllowed",
+    "NotAuthenticated",
     "NotSupported",
     "OmeTensorError",
     "Overloaded",
@@ -47,6 +48,7 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     OVERLOADED = "OVERLOADED"
     REBALANCE = "REBALANCE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     NOT_ALLOWED = "NOT_ALLOWED"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     UNAVAILABLE = "UNAVAILABLE"
@@ -65,22 +67,26 @@ class OmeTensorError(Exception):
         message: One line for a person; what ``str()`` gives.
         field: The argument, request field or record field to blame, or ``None``.
         value: The refused value, as text, or ``None``.
+        retry_after: Seconds after which the same call may succeed, where that can be told; else ``None``.
+        request_id: What the server's log names the call by that failed; ``None`` where no call was made.
     """
 
     reason: ClassVar[Reason] = Reason.SERVER_ERROR
 
-    def __init__(self, message: str, *, field: str | None = None, value: object = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, value: object = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.value = None if value is None else _short(value)
+        self.retry_after = retry_after
+        self.request_id: str | None = None
 
     def __str__(self) -> str:
         # KeyError's own __str__ would show the message's repr.
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.field, self.value)
+        return _rebuild, (type(self), self.message, self.field, self.value, self.retry_after, self.request_id)
 
 
 def _short(value: object, limit: int = 200) -> str:
@@ -89,8 +95,17 @@ def _short(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _rebuild(cls: type[OmeTensorError], message: str, field: str | None, value: str | None) -> OmeTensorError:
-    return cls(message, field=field, value=value)
+def _rebuild(
+    cls: type[OmeTensorError],
+    message: str,
+    field: str | None,
+    value: str | None,
+    retry_after: float | None = None,
+    request_id: str | None = None,
+) -> OmeTensorError:
+    error = cls(message, field=field, value=value, retry_after=retry_after)
+    error.request_id = request_id
+    return error
 
 
 class InvalidArgument(OmeTensorError, ValueError):
@@ -145,6 +160,12 @@ class Rebalance(OmeTensorError, ConnectionError):
     """Another worker of the same server has less to do: connect anew. A client does so by itself."""
 
     reason = Reason.REBALANCE
+
+
+class NotAuthenticated(OmeTensorError, PermissionError):
+    """The server does not know who calls: no token where one is needed, or one that is wrong, has expired or was revoked."""
+
+    reason = Reason.UNAUTHENTICATED
 
 
 class NotAllowed(OmeTensorError, PermissionError):

@@ -26,7 +26,9 @@ from ome_tensor_client import Client, connect
 from ome_tensor_proto.host import host_proof, is_host_proof
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_server.finding import find_sources
-from ome_tensor_server.policy import Action, Caller, Policy
+from ome_tensor_server.policy import Policy
+from ome_tensor_server.principals import Caller, Principal
+from ome_tensor_server.scopes import Action, parse_scopes
 from ome_tensor_server.settings import Settings
 from ome_tensor_server.testing import RunningServer, running_server
 
@@ -319,8 +321,8 @@ def test_what_the_store_lets_others_do(stored: RunningServer, tmp_path: Path) ->
 )
 def test_the_policy(mapping: str, authenticates: bool, allowed: bool) -> None:
     """A server that wants to know its callers hands out whole files only where it is told to."""
-    policy = Policy(Settings(mapping=mapping), authenticates=authenticates)
-    caller = Caller("ipv4:127.0.0.1:1")
+    policy = Policy(Settings(mapping=mapping, tokens="tokens.json" if authenticates else ""))
+    caller = Caller("ipv4:127.0.0.1:1", Principal("somebody", parse_scopes(["read:*"])))
     assert policy.permits(caller, Action.MAP, "image") is allowed
     assert policy.permits(caller, Action.READ, "image")
 

@@ -52,18 +52,6 @@ def cut(**sizes: int) -> view_pb2.Tiling:
 
 
 WINDOWS = view_pb2.Tiling(windows=view_pb2.WindowsCut(h=4, w=4, origin_y=[1], origin_x=[0], image=[1]))
-UNBUILT = {
-    "checksum": ({"checksum": pb.CHECKSUM_KIND_CRC32C}, "checksum"),
-}
-
-
-@pytest.mark.parametrize("fields,blamed", UNBUILT.values(), ids=UNBUILT)
-def test_what_is_not_built_is_refused(raw: RawClient, fields: dict[str, object], blamed: str) -> None:
-    """Never ignored: a client would take the answer for what it asked."""
-    with pytest.raises(grpc.RpcError) as caught:
-        raw.read(pb.ReadTilesRequest(**({"keys": ["image"]} | fields)))  # type: ignore[arg-type]
-    assert caught.value.code() == Code.UNIMPLEMENTED
-    assert reason_of(caught.value) == ("NOT_SUPPORTED", blamed)
 
 
 def with_view(**fields: object) -> pb.ReadTilesRequest:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ome_tensor.errors import InvalidArgument, InvalidSelection, NotSupported
+from ome_tensor.errors import InvalidArgument, InvalidSelection
 from ome_tensor.plan import Plan
 from ome_tensor.selection import Extent, Selection, compact
 from ome_tensor.tiling import Order, Tiling
@@ -242,16 +242,24 @@ def test_orders_and_tilings_that_cannot_be_sent_are_refused():
         ({"keys": []}, InvalidArgument, "keys"),
         ({"image_rows": {"dataset": "a", "rows": [1]}}, InvalidArgument, "keys"),
         ({"keys": [], "image_rows": {"dataset": "a"}}, InvalidArgument, "image_rows.rows"),
-        ({"checksum": "CHECKSUM_KIND_CRC32C"}, NotSupported, "checksum"),
         ({"checksum": 77}, InvalidArgument, "checksum"),
     ],
 )
-def test_what_is_not_built_is_refused(fields, error, field):
+def test_a_read_says_of_which_images_and_knows_its_checksum(fields, error, field):
     request = tensor_service_pb2.ReadTilesRequest(**({"keys": ["a"]} | fields))
+
+    def check(request: tensor_service_pb2.ReadTilesRequest) -> bool:
+        codec.check_images_named(request)
+        return codec.wants_checksum(request)
+
     with pytest.raises(error) as caught:
-        codec.check_built(over_the_wire(request))
+        check(over_the_wire(request))
     assert caught.value.field == field
-    codec.check_built(tensor_service_pb2.ReadTilesRequest(keys=["a"], compression="COMPRESSION_NONE"))
+    whole = tensor_service_pb2.ReadTilesRequest(keys=["a"], compression="COMPRESSION_NONE")
+    codec.check_images_named(whole)
+    assert not codec.wants_checksum(whole)
+    whole.checksum = tensor_service_pb2.CHECKSUM_KIND_XXH3_64
+    assert codec.wants_checksum(whole)
 
 
 def test_compressions_are_words():

@@ -169,6 +169,7 @@ def test_the_method_table_is_the_contract():
         "RemoveDataset",
         "LoadDataset",
         "CancelLoad",
+        "GetMetrics",
     }
     for service, methods in (("TensorService", METHODS), ("AdminService", ADMIN_METHODS)):
         for name, method in methods.items():

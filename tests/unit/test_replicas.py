@@ -6,14 +6,21 @@ import gc
 import threading
 import time
 import weakref
+from typing import Any
+
+import grpc
 
 from ome_tensor_client.replicas import Replicas
 
 TARGETS = ("a:1", "b:2", "c:3")
 
 
+def plain(target: str, options: tuple[tuple[str, Any], ...]) -> grpc.Channel:
+    return grpc.insecure_channel(target, options)
+
+
 def replicas_of(*serving: str) -> Replicas:
-    found = Replicas(TARGETS, (), ask=lambda target: target in serving)
+    found = Replicas(TARGETS, plain, ask=lambda target: target in serving)
     found.preferred = 0
     return found
 
@@ -54,7 +61,7 @@ def test_one_that_stays_away_is_asked_until_the_connection_is_dropped() -> None:
         asked.set()
         return False
 
-    replicas = Replicas(TARGETS, (), ask=ask)
+    replicas = Replicas(TARGETS, plain, ask=ask)
     replicas.put_aside(replicas.channels[1])
     thread, gone = replicas._asking, weakref.ref(replicas)
     assert thread is not None
@@ -69,7 +76,7 @@ def test_one_that_stays_away_is_asked_until_the_connection_is_dropped() -> None:
 
 
 def test_a_single_one_is_never_put_aside() -> None:
-    replicas = Replicas(["a:1"], ())
+    replicas = Replicas(["a:1"], plain, ask=lambda target: True)
     assert not replicas.put_aside(replicas.pick())
     assert replicas._asking is None
     assert replicas.pick(5).target == "a:1"
@@ -89,7 +96,7 @@ def test_the_clients_of_one_that_is_away_spread_over_the_others() -> None:
 def test_one_that_says_it_serves_and_does_not_is_believed_ever_later() -> None:
     now = 1000.0
     # The thread that asks by itself is too late for this test.
-    replicas = Replicas(TARGETS, (), ask=lambda target: True, clock=lambda: now)
+    replicas = Replicas(TARGETS, plain, ask=lambda target: True, clock=lambda: now)
     troubled = replicas.channels[0]
 
     def away_for() -> float:

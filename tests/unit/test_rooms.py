@@ -35,7 +35,7 @@ HEAVY = "torch jax pandas matplotlib tifffile PIL zarr pydantic typer rich ome_a
 PUBLIC = {
     ome_tensor: """BatchArray BrokenStream Cancelled Channel DLPackTensor DatasetChanged DatasetNotFound DeadlineExceeded DeviceUnavailable
         ImageMeta ImageNotFound InvalidArgument InvalidRecord InvalidSelection LazyTensorView LimitExceeded MissingDependency
-        NotAllowed NotSupported OmeTensorError Overloaded Rebalance ServerError TensorView TileArray Unavailable""",
+        NotAllowed NotAuthenticated NotSupported OmeTensorError Overloaded Rebalance ServerError TensorView TileArray Unavailable""",
     ome_tensor_client: "Client Options connect",
 }
 

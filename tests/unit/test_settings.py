@@ -13,7 +13,29 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor_server.settings import PREFIX, Settings, is_loopback, split_address
 
 NUMBERS = [field.name for field in dataclasses.fields(Settings) if field.type in ("int", "float")]
-POSITIVE = [name for name in NUMBERS if name not in ("decode_cache_bytes", "grace_seconds", "load_seconds", "watch_seconds")]
+MAY_BE_ZERO = (
+    "decode_cache_bytes",
+    "grace_seconds",
+    "load_seconds",
+    "max_caller_bytes_in_flight",
+    "max_caller_reads",
+    "max_caller_requests_per_second",
+    "max_requests_per_second",
+    "oidc_leeway_seconds",
+    "watch_seconds",
+)
+POSITIVE = [name for name in NUMBERS if name not in MAY_BE_ZERO]
+WHOLE = [field.name for field in dataclasses.fields(Settings) if field.type == "int"]
+
+#: Settings that mean something only beside others.
+BESIDE = {
+    "tls_cert": {"tls_key": "key.pem"},
+    "tls_key": {"tls_cert": "cert.pem"},
+    "tls_client_ca": {"tls_cert": "cert.pem", "tls_key": "key.pem"},
+    "oidc_issuer": {"oidc_audience": "images", "oidc_jwks": "jwks.json"},
+    "oidc_audience": {"oidc_issuer": "https://id.example", "oidc_jwks": "jwks.json"},
+    "oidc_jwks": {"oidc_issuer": "https://id.example", "oidc_audience": "images"},
+}
 
 
 def variable(name: str) -> str:
@@ -35,6 +57,17 @@ def test_defaults() -> None:
         ("insecure", "Yes", True, False),
         ("insecure", "off", False, True),
         ("insecure", " 1 ", True, False),
+        ("tls_cert", "cert.pem", "cert.pem", "other.pem"),
+        ("tls_key", "key.pem", "key.pem", "other.pem"),
+        ("tls_client_ca", "ca.pem", "ca.pem", "other.pem"),
+        ("certificate_scopes", "read:a write:b", "read:a write:b", ""),
+        ("tokens", "tokens.json", "tokens.json", "other.json"),
+        ("anonymous", "read:public*", "read:public*", ""),
+        ("oidc_issuer", "https://id.example", "https://id.example", "https://other.example"),
+        ("oidc_audience", "images", "images", "others"),
+        ("oidc_jwks", "jwks.json", "jwks.json", "https://id.example/keys"),
+        ("oidc_claim", "roles", "roles", "scp"),
+        ("oidc_leeway_seconds", "0", 0, 5),
         ("workers", "4", 4, 2),
         ("store", "/var/lib/ome-tensor", "/var/lib/ome-tensor", "/tmp/store"),
         ("mapping", "off", "off", "on"),
@@ -54,6 +87,13 @@ def test_defaults() -> None:
         ("max_tiles", "5", 5, 6),
         ("max_indices", "5", 5, 6),
         ("max_concurrent_reads", " 3 ", 3, 4),
+        ("max_caller_reads", "3", 3, 4),
+        ("max_requests_per_second", "2.5", 2.5, 0),
+        ("max_caller_requests_per_second", "2", 2, 0),
+        ("max_bytes_in_flight", "2000000", 2000000, 3000000),
+        ("max_caller_bytes_in_flight", "5", 5, 0),
+        ("metrics", "127.0.0.1:9000", "127.0.0.1:9000", ""),
+        ("tracing", "on", True, False),
         ("decode_cache_bytes", "0", 0, 1),
         ("grace_seconds", "0.5", 0.5, 2),
         ("stall_seconds", "1.5", 1.5, 2),
@@ -64,10 +104,11 @@ def test_defaults() -> None:
 def test_flags_before_variables_before_defaults(name: str, text: str, value: Any, other: Any) -> None:
     """Each setting by each way; a flag that was not given says nothing."""
     environment = {variable(name): text, "PATH": "/bin"}
-    assert getattr(Settings.load({}, environment), name) == value
-    assert getattr(Settings.load({name: None}, environment), name) == value
-    assert getattr(Settings.load({name: other}, environment), name) == other
-    assert Settings.load({name: value}, {}) == Settings.load({}, environment)
+    beside = BESIDE.get(name, {})
+    assert getattr(Settings.load(beside, environment), name) == value
+    assert getattr(Settings.load(beside | {name: None}, environment), name) == value
+    assert getattr(Settings.load(beside | {name: other}, environment), name) == other
+    assert Settings.load(beside | {name: value}, {}) == Settings.load(beside, environment)
 
 
 def test_every_setting_has_a_case_above() -> None:
@@ -83,12 +124,17 @@ def test_every_setting_has_a_case_above() -> None:
     [
         *((name, text) for name in NUMBERS for text in ("", "many", "1 MiB", "0x10", "-1")),
         *((name, "0") for name in POSITIVE),
-        *((name, "1.5") for name in NUMBERS if not name.endswith("_seconds")),
+        *((name, "1.5") for name in WHOLE),
         *(("grace_seconds", text) for text in ("nan", "inf", "-0.1")),
         ("batch_bytes", str((64 << 20) + 1)),
         ("insecure", "maybe"),
         ("log_format", "xml"),
         ("log_level", "loud"),
+        ("metrics", "9000"),
+        ("anonymous", "plate*"),
+        ("anonymous", "read:"),
+        ("anonymous", "own:plate*"),
+        ("certificate_scopes", "read"),
         ("listen", ""),
         ("listen", "50051"),
         ("listen", ":50051"),

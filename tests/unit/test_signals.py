@@ -19,9 +19,14 @@ class _Thing:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_what_runs(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as ended, unwinding():
-        os.kill(os.getpid(), number)
-        time.sleep(10)
+
+    def work() -> None:
+        with unwinding():
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    with pytest.raises(SystemExit) as ended:
+        work()
     assert ended.value.code == 128 + number
     assert signal.getsignal(number) is before
 
@@ -33,12 +38,16 @@ def test_a_signal_that_comes_inside_a_finaliser_ends_what_runs_all_the_same() ->
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001)
 
-    thing = _Thing()
-    kept = weakref.ref(thing, finalise)
+    def work() -> None:
+        thing = _Thing()
+        kept = weakref.ref(thing, finalise)
+        with unwinding():
+            del thing
+            assert kept() is None
+            time.sleep(10)
+
     began = time.monotonic()
-    with pytest.raises(SystemExit) as ended, unwinding():
-        del thing
-        time.sleep(10)
-    assert kept() is None
+    with pytest.raises(SystemExit) as ended:
+        work()
     assert ended.value.code == 128 + signal.SIGTERM
     assert time.monotonic() - began < 5

@@ -39,7 +39,7 @@ class ChecksumKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CHECKSUM_KIND_UNSPECIFIED: _ClassVar[ChecksumKind]
     CHECKSUM_KIND_NONE: _ClassVar[ChecksumKind]
-    CHECKSUM_KIND_CRC32C: _ClassVar[ChecksumKind]
+    CHECKSUM_KIND_XXH3_64: _ClassVar[ChecksumKind]
 COMPARISON_UNSPECIFIED: Comparison
 COMPARISON_EQUAL: Comparison
 COMPARISON_NOT_EQUAL: Comparison
@@ -59,7 +59,7 @@ COMPRESSION_LZ4: Compression
 COMPRESSION_ZSTD: Compression
 CHECKSUM_KIND_UNSPECIFIED: ChecksumKind
 CHECKSUM_KIND_NONE: ChecksumKind
-CHECKSUM_KIND_CRC32C: ChecksumKind
+CHECKSUM_KIND_XXH3_64: ChecksumKind
 
 class ListDatasetsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -288,13 +288,13 @@ class MapDatasetResponse(_message.Message):
     def __init__(self, refusal: _Optional[_Union[MapRefusal, str]] = ..., dataset_version: _Optional[str] = ..., path: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., modified_ns: _Optional[int] = ..., host_proof: _Optional[bytes] = ...) -> None: ...
 
 class ReadTilesResponse(_message.Message):
-    __slots__ = ("header", "first_position", "tile_count", "slab", "timings", "crc32c", "padding", "payload")
+    __slots__ = ("header", "first_position", "tile_count", "slab", "timings", "xxh3", "padding", "payload")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TILE_COUNT_FIELD_NUMBER: _ClassVar[int]
     SLAB_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
-    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    XXH3_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     header: ReadTilesHeader
@@ -302,13 +302,13 @@ class ReadTilesResponse(_message.Message):
     tile_count: int
     slab: int
     timings: ReadTilesTimings
-    crc32c: int
+    xxh3: int
     padding: bytes
     payload: bytes
-    def __init__(self, header: _Optional[_Union[ReadTilesHeader, _Mapping]] = ..., first_position: _Optional[int] = ..., tile_count: _Optional[int] = ..., slab: _Optional[int] = ..., timings: _Optional[_Union[ReadTilesTimings, _Mapping]] = ..., crc32c: _Optional[int] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ReadTilesHeader, _Mapping]] = ..., first_position: _Optional[int] = ..., tile_count: _Optional[int] = ..., slab: _Optional[int] = ..., timings: _Optional[_Union[ReadTilesTimings, _Mapping]] = ..., xxh3: _Optional[int] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ReadTilesHeader(_message.Message):
-    __slots__ = ("dataset_version", "tile_count", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes", "beside")
+    __slots__ = ("dataset_version", "tile_count", "total_tiles", "tile_shape", "dtype", "slabs", "slab_bytes", "beside", "request_xxh3")
     DATASET_VERSION_FIELD_NUMBER: _ClassVar[int]
     TILE_COUNT_FIELD_NUMBER: _ClassVar[int]
     TOTAL_TILES_FIELD_NUMBER: _ClassVar[int]
@@ -317,6 +317,7 @@ class ReadTilesHeader(_message.Message):
     SLABS_FIELD_NUMBER: _ClassVar[int]
     SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
     BESIDE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_XXH3_FIELD_NUMBER: _ClassVar[int]
     dataset_version: str
     tile_count: int
     total_tiles: int
@@ -325,7 +326,8 @@ class ReadTilesHeader(_message.Message):
     slabs: bool
     slab_bytes: int
     beside: _containers.RepeatedCompositeFieldContainer[Beside]
-    def __init__(self, dataset_version: _Optional[str] = ..., tile_count: _Optional[int] = ..., total_tiles: _Optional[int] = ..., tile_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., slabs: bool = ..., slab_bytes: _Optional[int] = ..., beside: _Optional[_Iterable[_Union[Beside, _Mapping]]] = ...) -> None: ...
+    request_xxh3: int
+    def __init__(self, dataset_version: _Optional[str] = ..., tile_count: _Optional[int] = ..., total_tiles: _Optional[int] = ..., tile_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., slabs: bool = ..., slab_bytes: _Optional[int] = ..., beside: _Optional[_Iterable[_Union[Beside, _Mapping]]] = ..., request_xxh3: _Optional[int] = ...) -> None: ...
 
 class Beside(_message.Message):
     __slots__ = ("column", "dtype", "tile_shape")

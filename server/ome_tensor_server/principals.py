@@ -1,0 +1,73 @@
+"""Who calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from .scopes import Scope
+from .settings import is_loopback
+
+__all__ = ["ANYBODY", "Caller", "Principal"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Principal:
+    """Somebody whom this server knows, or takes for anybody.
+
+    Attributes:
+        name: For logs and limits: of a token, a certificate or an identity provider's subject. Never a secret.
+        scopes: What it may do.
+        expires: Unix time at which that ends; ``None`` for never.
+        stands: Whether that has not been withdrawn meanwhile.
+        is_known: Whether it said, and showed, who it is.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...] = ()
+    expires: float | None = None
+    stands: Callable[[], bool] | None = None
+    is_known: bool = True
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether what was found when the call began still holds: neither expired nor withdrawn."""
+        if self.expires is not None and time.time() >= self.expires:
+            return False
+        return self.stands is None or self.stands()
+
+
+#: Whoever calls a server that asks nobody who they are.
+ANYBODY = Principal("anonymous", is_known=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call, and from where.
+
+    Attributes:
+        peer: The address, as gRPC gives it.
+        principal: Who.
+    """
+
+    peer: str
+    principal: Principal = ANYBODY
+
+    @property
+    def host(self) -> str:
+        """The address without its port; the kind of address where it has none."""
+        kind, _, address = unquote(self.peer).partition(":")
+        host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        return host if kind in ("ipv4", "ipv6") else kind
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the caller is on this host, as far as its address tells."""
+        return self.host == "unix" or is_loopback(self.host)
+
+    @property
+    def key(self) -> str:
+        """Whose share of the server a call counts to: a known principal's, else the host's that it comes from."""
+        return self.principal.name if self.principal.is_known else f"{self.principal.name}@{self.host}"
