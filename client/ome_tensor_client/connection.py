@@ -26,10 +26,11 @@ from ome_tensor.errors import (
 )
 from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.memory import keep_blocks
-from ome_tensor_proto.methods import ADMIN_METHODS, MAY_MOVE, METHODS, ONE_MESSAGE
+from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, MAY_MOVE, METHODS, ONE_MESSAGE
 from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .answers import Messages, check_answer, only_answer
 from .backoff import TRANSIENT, Backoff
 from .channels import Channels
 from .compression import Advisor
@@ -85,6 +86,7 @@ class Connection:
     Attributes:
         target: As text, commas between several.
         replicas: The servers.
+        checks: Whether reads ask for checksums.
 
     Raises:
         InvalidArgument: a malformed target, or several to be mapped from.
@@ -95,6 +97,8 @@ class Connection:
         self.target = ",".join(targets)
         self.options = options
         identity = self._identity = Identity(options, targets)
+        self.checks = not identity.is_near if options.checksum is None else options.checksum
+        self._checked = ((CHECKSUM, "1"),) if self.checks else ()
         self.replicas = Replicas(
             targets, lambda target, further: identity.channel(target, (*_CHANNEL_OPTIONS, *further)), partial(_serves, options)
         )
@@ -193,15 +197,22 @@ class Connection:
         backoff = Backoff(self.options.retry_for if patient else 0)
         timeout = timeout or (self.options.timeout if patient else min(_IMPATIENT_SECONDS, self.options.timeout))
         while True:
-            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing()
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(*self._checked)
+            error: OmeTensorError
             try:
                 with channels.use() as channel:
                     # Without serialisers a channel takes and gives bytes.
                     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(name))
-                    answer = method(data, timeout=timeout, metadata=outgoing.metadata)
+                    if not self.checks:
+                        answer = only_answer(method(data, timeout=timeout, metadata=outgoing.metadata))
+                    else:
+                        answer, made = method.with_call(data, timeout=timeout, metadata=outgoing.metadata)
+                        check_answer(data, [only_answer(answer)], made)
                 return response.FromString(answer)
             except DecodeError:
                 raise BrokenStream(f"{channels.target}: the answer to {name} is not a valid message", field="target") from None
+            except BrokenStream as broken:
+                error = broken
             except grpc.RpcError as rpc_error:
                 error = self.error_of(rpc_error, channels, outgoing)
             if self.fails_over(channels, error, backoff, began):
@@ -231,17 +242,22 @@ class Connection:
             OmeTensorError: as :meth:`call`.
         """
         backoff = Backoff(self.options.retry_for)
+        data = request.SerializeToString()
         while True:
-            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing()
-            messages = _Messages()
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(*self._checked)
+            messages = Messages()
+            error: OmeTensorError
             try:
                 with channels.use() as channel:
                     method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
-                    call = method(
-                        request.SerializeToString(), timeout=_SHORT_STREAM * self.options.timeout, metadata=outgoing.metadata
-                    )
+                    call = method(data, timeout=_SHORT_STREAM * self.options.timeout, metadata=outgoing.metadata)
                     # Where another server can be asked, one that hangs is not waited for that long.
-                    return messages.of(call, self.watchdog) if self.replicas.are_several else list(call)
+                    found = messages.of(call, self.watchdog) if self.replicas.are_several else list(call)
+                    if self.checks:
+                        check_answer(data, found, call)
+                    return found
+            except BrokenStream as broken:
+                error = broken
             except grpc.RpcError as rpc_error:
                 error = self.no_message(channels) if messages.timed_out else self.error_of(rpc_error, channels, outgoing)
             if self.fails_over(channels, error, backoff, began):
@@ -266,7 +282,7 @@ class Connection:
         try:
             with self.channels.use() as channel:
                 method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
-                return method(requests, metadata=outgoing.metadata)
+                return only_answer(method(requests, metadata=outgoing.metadata))
         except grpc.RpcError as rpc_error:
             raise self.error_of(rpc_error, outgoing=outgoing) from None
 
@@ -281,7 +297,7 @@ class Connection:
         try:
             with channels.use() as channel:
                 method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS["ReadTiles"].path)
-                return method(request, timeout=self.options.timeout, metadata=outgoing.metadata)
+                return only_answer(method(request, timeout=self.options.timeout, metadata=outgoing.metadata))
         except grpc.RpcError as rpc_error:
             error = self.error_of(rpc_error, channels, outgoing)
             if isinstance(error, TRANSIENT) and self.replicas.put_aside(channels, began):
@@ -365,38 +381,6 @@ def _serves(options: Options, target: str) -> bool:
     except OmeTensorError:
         return False
     return found == "SERVING"
-
-
-class _Messages:
-    """The messages of a short stream, each waited for as long as the watchdog's timeout.
-
-    Attributes:
-        timed_out: Whether one did not come.
-        waiting_since: See :class:`ome_tensor.watchdog.Waiting`.
-    """
-
-    def __init__(self) -> None:
-        self.timed_out = False
-        self.waiting_since: float | None = None
-        self._call: Any = None
-
-    def of(self, call: Any, watchdog: Watchdog) -> list[bytes]:
-        """All of a call."""
-        self._call, self.waiting_since = call, time.monotonic()
-        watchdog.watch(self)
-        try:
-            found = []
-            for message in call:
-                found.append(message)
-                self.waiting_since = time.monotonic()
-            return found
-        finally:
-            watchdog.forget(self)
-
-    def expire(self) -> None:
-        """One did not come."""
-        self.timed_out = True
-        self._call.cancel()
 
 
 def _path(name: str) -> str:

@@ -45,6 +45,9 @@ class Identity:
         options: Its options.
         targets: Its servers.
 
+    Attributes:
+        is_near: Whether all its servers are on this host, as far as their addresses tell.
+
     Raises:
         InvalidArgument: a token would travel in plain text beyond this host.
     """
@@ -54,14 +57,14 @@ class Identity:
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._token = options.token
-        if (options.token or options.token_file) and not options.is_secure and not options.insecure:
-            far = next((target for target in targets if not _is_near(target)), None)
-            if far is not None:
-                raise InvalidArgument(
-                    f"a token would travel to {far} in plain text, where anybody on the way can take it: use tls=True (or ca=FILE), "
-                    "or say insecure=True",
-                    field="token",
-                )
+        far = next((target for target in targets if not _is_near(target)), None)
+        self.is_near = far is None
+        if far is not None and (options.token or options.token_file) and not options.is_secure and not options.insecure:
+            raise InvalidArgument(
+                f"a token would travel to {far} in plain text, where anybody on the way can take it: use tls=True (or ca=FILE), "
+                "or say insecure=True",
+                field="token",
+            )
 
     def begin_anew(self) -> None:
         """In a forked child: a lock that another thread held stayed with the parent."""

@@ -43,7 +43,7 @@ class _Read:
         self.stats = stats
         self.request = pb.ReadTilesRequest()
         self.request.CopyFrom(request)
-        if connection.options.checksum:
+        if connection.checks:
             self.request.checksum = pb.CHECKSUM_KIND_XXH3_64
         self.sent = b""
         self.outgoing: Outgoing | None = None
@@ -202,7 +202,7 @@ def read_one(connection: Connection, request: pb.ReadTilesRequest) -> TileBatch 
     Raises:
         OmeTensorError: what the server refuses, and DeadlineExceeded.
     """
-    checked = connection.options.checksum
+    checked = connection.checks
     request.checksum = pb.CHECKSUM_KIND_XXH3_64 if checked else pb.CHECKSUM_KIND_NONE
     data = request.SerializeToString()
     reader = BatchReader(pixels_only=True, request=data if checked else None)

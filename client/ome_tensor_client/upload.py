@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from google.protobuf.message import DecodeError
+from xxhash import xxh3_64
 
 from ome_tensor.errors import BrokenStream, InvalidArgument, Unavailable
 from ome_tensor.keys import check_name
@@ -112,6 +113,7 @@ def upload(
         InvalidRecord: images are damaged; names the row.
         LimitExceeded: it is larger than the server takes.
         NotAllowed, NotSupported: the server takes no uploads, from this caller or at all.
+        BrokenStream: it was damaged on its way; nothing of it was taken.
         Unavailable: the connection was lost: whether the upload was taken then, ``client.dataset(name)`` tells.
     """
     check_name(name, "name", "dataset name")
@@ -127,9 +129,11 @@ def upload(
     def messages() -> Iterator[bytes]:
         header = pb.UploadHeader(name=name, replace=replace)
         sent = 0
+        hasher = xxh3_64(name.encode())
         yield pb.UploadDatasetRequest(header=header).SerializeToString()
         try:
             for payload in _stream(schema, batches):
+                hasher.update(payload)
                 yield pb.UploadDatasetRequest(payload=payload).SerializeToString()
                 sent += len(payload)
                 progress(sent, max(total, sent) if total else 0)
@@ -137,6 +141,8 @@ def upload(
             # gRPC would only say that there was one. The stream then lacks its end, and the server takes nothing.
             failures.append(error)
             raise
+        # What the network damages is not to be kept for good.
+        yield pb.UploadDatasetRequest(xxh3=hasher.intdigest()).SerializeToString()
 
     try:
         answer = connection.send("UploadDataset", messages())

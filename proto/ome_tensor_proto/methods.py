@@ -21,6 +21,7 @@ from .v1 import admin_service_pb2, tensor_service_pb2
 __all__ = [
     "ADMIN_METHODS",
     "ADMIN_SERVICE",
+    "CHECKSUM",
     "MAY_MOVE",
     "METHODS",
     "ONE_MESSAGE",
@@ -76,6 +77,11 @@ MAY_MOVE = "ome-tensor-may-move"
 #: sides may leave out what streams need: a fifth of the time of a small read (0.66 ms instead of 0.81 for 128 KiB). A server that does not know it
 #: streams; one that does refuses, with this as the field, a read that takes more messages.
 ONE_MESSAGE = "ome-tensor-one-message"
+
+#: Metadata of a call other than ReadTiles (whose messages have checksums of their own) whose client wants to know that nothing was damaged on the
+#: way. The trailing metadata of its answer then say, under the same key, the XXH3-64 of the request's bytes and of those of all messages of the
+#: answer, one behind the other, as 16 hexadecimal digits.
+CHECKSUM = "ome-tensor-checksum"
 
 #: Metadata by which a client names a call, so that its error and the server's log can be laid side by side.
 REQUEST_ID = "ome-tensor-request-id"

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ome_tensor.errors import Cancelled, InvalidArgument, NotAllowed, NotSupported, Overloaded, Unavailable
+from xxhash import xxh3_64
+
+from ome_tensor.errors import BrokenStream, Cancelled, InvalidArgument, NotAllowed, NotSupported, Overloaded, Unavailable
 from ome_tensor.listing import DatasetInfo
 from ome_tensor_proto.listing import dataset_to_proto
 from ome_tensor_proto.methods import ADMIN_METHODS
@@ -135,7 +137,7 @@ class AdminService:
         office.check_upload(header.name, header.replace)
         if self._uploads is None:
             raise NotSupported("this server takes no uploads (it was started without an uploads folder)", field="uploads")
-        part = self._uploads.receive(header, _payloads(first, requests), is_active=lambda: call.is_active)
+        part = self._uploads.receive(header, _payloads(header.name, first, requests), is_active=lambda: call.is_active)
         try:
             office.check_part(str(part))
             # Checking takes a while, and that a client has gone is at times heard only after the end of its stream.
@@ -180,9 +182,20 @@ def _limited(name: str, handler: Handler) -> Handler:
     return answer
 
 
-def _payloads(first: pb.UploadDatasetRequest, rest: Iterator[pb.UploadDatasetRequest]) -> Iterator[bytes]:
-    yield first.payload
-    for message in rest:
-        if message.HasField("header"):
-            raise InvalidArgument("only an upload's first message may have a header", field="header")
+def _payloads(name: str, first: pb.UploadDatasetRequest, rest: Iterator[pb.UploadDatasetRequest]) -> Iterator[bytes]:
+    """The parts of an upload; raises BrokenStream where they are not what was sent."""
+    hasher = xxh3_64(name.encode())
+    message = first
+    while True:
+        hasher.update(message.payload)
         yield message.payload
+        if message.xxh3 and message.xxh3 != hasher.intdigest():
+            raise BrokenStream(
+                "the upload did not arrive as it was sent (its checksum differs)", field="xxh3", value=message.xxh3
+            )
+        following = next(rest, None)
+        if following is None:
+            return
+        if following.HasField("header"):
+            raise InvalidArgument("only an upload's first message may have a header", field="header")
+        message = following

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from ome_tensor.errors import NotAuthenticated
@@ -48,14 +48,16 @@ class Authenticator:
         found = tuple(metadata)
         if self._oidc is not None and any(name == "authorization" for name, _ in found):
             return  # The provider's keys may have to be fetched first.
-        self.principal(found, {})
+        self.principal(found, dict)
 
-    def principal(self, metadata: Iterable[tuple[str, str | bytes]], identity: Mapping[str, Iterable[bytes]]) -> Principal:
+    def principal(
+        self, metadata: Iterable[tuple[str, str | bytes]], identity: Callable[[], Mapping[str, Iterable[bytes]]]
+    ) -> Principal:
         """Who calls.
 
         Args:
             metadata: The call's.
-            identity: What the connection's TLS says of its client (``ServicerContext.auth_context``).
+            identity: Gives what the connection's TLS says of its client (``ServicerContext.auth_context``).
 
         Raises:
             NotAuthenticated: nobody whom this server knows, where it wants to know.
@@ -67,7 +69,7 @@ class Authenticator:
         if given:
             # A token that is wrong is not forgiven for a certificate's sake: somebody would look for the mistake for long.
             return self._bearer(given)
-        if self._certificates and (principal := self._certificate(identity)) is not None:
+        if self._certificates and (principal := self._certificate(identity())) is not None:
             return principal
         if self._anonymous.scopes:
             return self._anonymous

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import grpc
 
 from ome_tensor.errors import NotAllowed, NotAuthenticated, OmeTensorError
-from ome_tensor_proto.methods import MAY_MOVE, REQUEST_ID
+from ome_tensor_proto.methods import CHECKSUM, MAY_MOVE, REQUEST_ID
 
 from .authentication import Authenticator
 from .limits import Rates
@@ -87,11 +87,13 @@ class Call:
             NotAuthenticated: nobody whom this server knows.
             Overloaded: one call too many.
         """
-        # A list for each name, whatever grpcio's stub says.
-        identity = cast(Mapping[str, Iterable[bytes]], self._context.auth_context())
-        principal = self._gate.authenticator.principal(self._metadata, identity)
+        principal = self._gate.authenticator.principal(self._metadata, self._identity)
         self.caller = Caller(self.caller.peer, principal)
         self._gate.rates.admit(self.caller.key)
+
+    def _identity(self) -> Mapping[str, Iterable[bytes]]:
+        # A list for each name, whatever grpcio's stub says.
+        return cast(Mapping[str, Iterable[bytes]], self._context.auth_context())
 
     def check_access(self) -> None:
         """Whether whoever was let in at the beginning still is. Raises NotAuthenticated."""
@@ -113,6 +115,11 @@ class Call:
     def may_move(self) -> bool:
         """Whether the client would rather connect anew than share a busy worker."""
         return any(name == MAY_MOVE for name, _ in self._metadata)
+
+    @property
+    def wants_checksum(self) -> bool:
+        """Whether the client wants one of request and answer."""
+        return any(name == CHECKSUM for name, _ in self._metadata)
 
     @property
     def time_remaining(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote
 
 from .scopes import Scope
@@ -43,6 +44,13 @@ class Principal:
 ANYBODY = Principal("anonymous", is_known=False)
 
 
+@lru_cache(maxsize=4096)
+def _host_of(peer: str) -> str:
+    kind, _, address = unquote(peer).partition(":")
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return host if kind in ("ipv4", "ipv6") else kind
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call, and from where.
@@ -58,9 +66,7 @@ class Caller:
     @property
     def host(self) -> str:
         """The address without its port; the kind of address where it has none."""
-        kind, _, address = unquote(self.peer).partition(":")
-        host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-        return host if kind in ("ipv4", "ipv6") else kind
+        return _host_of(self.peer)
 
     @property
     def is_local(self) -> bool:

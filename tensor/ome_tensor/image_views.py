@@ -88,6 +88,9 @@ def resolve_views(
 def _alike(what: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the distinct rows of an array the first of each, in order of appearance; and for each row which of them it is like."""
     codes = np.zeros(len(what), np.int64)
+    if len(what) == 1:
+        # Most reads are of one image, and small ones are to be quick.
+        return codes, codes
     for column in what.T:
         values, place = np.unique(column, return_inverse=True)
         if len(values) > 1:

@@ -21,12 +21,14 @@ class RegisterDatasetResponse(_message.Message):
     def __init__(self, datasets: _Optional[_Iterable[_Union[_image_pb2.Dataset, _Mapping]]] = ...) -> None: ...
 
 class UploadDatasetRequest(_message.Message):
-    __slots__ = ("header", "payload")
+    __slots__ = ("header", "payload", "xxh3")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    XXH3_FIELD_NUMBER: _ClassVar[int]
     header: UploadHeader
     payload: bytes
-    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    xxh3: int
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., payload: _Optional[bytes] = ..., xxh3: _Optional[int] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
     __slots__ = ("name", "replace", "total_bytes")
