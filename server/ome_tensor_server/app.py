@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -49,6 +48,9 @@ _log = logging.getLogger(__name__)
 #: Threads beside those for reads: metadata calls are short, and must get through while every read slot is taken.
 _METADATA_THREADS = 16
 
+#: Health watches at one time: each holds a thread for as long as its client likes.
+_MOST_WATCHES = 32
+
 _OPTIONS = (
     # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
     ("grpc.http2.max_frame_size", (16 << 20) - 1),
@@ -71,7 +73,8 @@ class _Health(health.HealthServicer):
     def __init__(self, catch_up: Callable[[], None]) -> None:
         super().__init__()
         self._catch_up = catch_up
-        self._watches: weakref.WeakSet[grpc.ServicerContext] = weakref.WeakSet()
+        self._lock_watches = threading.Lock()
+        self._watches: set[grpc.ServicerContext] = set()
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
         """See ``grpc.health.v1.Health``."""
@@ -79,13 +82,26 @@ class _Health(health.HealthServicer):
         return super().Check(request, context)
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:
-        """See ``grpc.health.v1.Health``."""
-        self._watches.add(context)
+        """See ``grpc.health.v1.Health``; one watch too many ends with RESOURCE_EXHAUSTED."""
+        with self._lock_watches:
+            is_one_too_many = len(self._watches) >= _MOST_WATCHES
+            if not is_one_too_many:
+                self._watches.add(context)
+        if is_one_too_many:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {_MOST_WATCHES} health watches at once")
+        if not context.add_callback(lambda: self._forget(context)):
+            self._forget(context)
         return super().Watch(request, context, send_response_callback)
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        with self._lock_watches:
+            self._watches.discard(context)
 
     def end_watches(self) -> None:
         """Cancel every watch."""
-        for context in list(self._watches):
+        with self._lock_watches:
+            watches = list(self._watches)
+        for context in watches:
             context.cancel()
 
 
@@ -120,7 +136,7 @@ class TensorServer:
         gate = Gate(Authenticator(settings), Rates(settings), self._meters)
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
-        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS
+        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS + _MOST_WATCHES
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
             self._threads,

@@ -74,6 +74,7 @@ class HttpPort:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128
             address_family = socket.AF_INET6 if ":" in split_address(listen, "metrics")[0] else socket.AF_INET
 
             def process_request(self, request: Any, client_address: Any) -> None:

@@ -142,6 +142,8 @@ class Turns:
         if turn.began:
             return False
         caller = turn.caller
+        # It never took what it asked for.
+        turn.nbytes = 0
         caller.waiting = [entry for entry in caller.waiting if entry[2] is not turn]
         heapq.heapify(caller.waiting)
         self.waiting -= 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 HERE = Path(__file__).parent
@@ -97,6 +98,30 @@ class ServerProcess:
             self.kill()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def workers(server: ServerProcess) -> list[psutil.Process]:
+    """The worker processes; a server's other children read its sources."""
+    return [one for one in psutil.Process(server.process.pid).children() if "ome_tensor_server.worker" in _command(one)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; of one that has ended and that its supervisor has not looked after yet, that of a worker."""
+    try:
+        command: list[str] = process.cmdline()
+    except psutil.ZombieProcess:
+        return ["ome_tensor_server.worker"]
+    except psutil.NoSuchProcess:
+        return []
+    return command
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; one that nobody has reaped yet counts as ended."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def run_script(name: str, *arguments: object, seconds: float = 60.0) -> str:

@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.integration.images import expected_tile, random_pixels, write_image
-from tests.integration.processes import ServerProcess, health_of, wait_until
+from tests.integration.processes import ServerProcess, has_ended, health_of, wait_until, workers
 from tests.integration.test_lifecycle import NOT_SERVING, SERVING, Reader, readers_of
 
 from ome_tensor import OmeTensorError, Rebalance, Unavailable
@@ -57,30 +57,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.__exit__()
         # Workers follow their supervisor, however it ended.
         wait_until(lambda children=children: all(map(has_ended, children)), "the workers end")
-
-
-def workers(server: ServerProcess) -> list[psutil.Process]:
-    """The worker processes; a server's other children read its sources."""
-    return [one for one in psutil.Process(server.process.pid).children() if "ome_tensor_server.worker" in _command(one)]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    """Its command line; of one that has ended and that its supervisor has not looked after yet, that of a worker."""
-    try:
-        command: list[str] = process.cmdline()
-    except psutil.ZombieProcess:
-        return ["ome_tensor_server.worker"]
-    except psutil.NoSuchProcess:
-        return []
-    return command
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Whether it runs no more; one that nobody has reaped yet counts as ended."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def kill(processes: list[psutil.Process]) -> None:

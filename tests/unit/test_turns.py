@@ -146,6 +146,9 @@ def test_memory_that_nobody_frees_is_not_waited_for_for_ever() -> None:
     assert caught.value.field == "max_bytes_in_flight"
     assert caught.value.retry_after
     assert turns.waiting == 0
+    other.close()
+    assert turns.in_flight == 80
+    other = turns.stream("b")
     small = turns.stream("b")
     small.begin(20, wanted)  # There is room for that.
     stalled.taken()
