@@ -88,6 +88,7 @@ class ImageRead:
         self._tiling, self._order = tiling, order
         self.stats = stats
         self._begun: TileStream | None = None
+        self._is_cancelled = False
         self._tiles: OrderedTiles | None = None
         self.enumeration: OrderedTiles | None = None
         if len(images):
@@ -148,11 +149,14 @@ class ImageRead:
             compression=compression_to_proto("none" if options.compression == "auto" else options.compression),
             beside=self._beside,
         )
-        self._begun = TileStream(images._connection, request, len(tiles), self.stats)
-        return self._begun
+        self._begun = stream = TileStream(images._connection, request, len(tiles), self.stats)
+        if self._is_cancelled:
+            stream.cancel()
+        return stream
 
     def cancel(self) -> None:
-        """End the read that was begun last, from any thread."""
+        """End the read that was begun last, and any that is begun later, from any thread."""
+        self._is_cancelled = True
         if self._begun is not None:
             self._begun.cancel()
 

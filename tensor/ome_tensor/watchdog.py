@@ -41,29 +41,36 @@ class Watchdog:
         self.timeout = timeout
         self._name = name
         self._interval = min(1.0, timeout / 4)
-        self._items: weakref.WeakSet[Waiting] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        # Reentrant, and a set that may change wherever something is allocated: garbage collection may end a stream, which is forgotten then, in
+        # the middle of what is locked here. (A WeakSet must not change while it is iterated over.)
+        self._items: set[weakref.ref[Waiting]] = set()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def watch(self, item: Waiting) -> None:
         """Look after an item, as long as it lives or until it is forgotten."""
         with self._lock:
-            self._items.add(item)
+            self._items.add(weakref.ref(item))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                # Where the system has no room for it now, the next wait tries again.
+                thread.start()
+                self._thread = thread
 
     def forget(self, item: Waiting) -> None:
         """Look after it no more. The thread is left to notice by itself: waking it for each short wait would cost more than the wait."""
         with self._lock:
-            self._items.discard(item)
+            self._items.discard(weakref.ref(item))
 
     def _run(self) -> None:
         idle = 0
         while True:
             time.sleep(self._interval)
             with self._lock:
-                items = list(self._items)
+                # Copied at once, without a step in which it could change.
+                references = self._items.copy()
+                items = [item for item in (reference() for reference in references) if item is not None]
+                self._items.difference_update([reference for reference in references if reference() is None])
                 idle = 0 if items else idle + 1
                 if idle == _IDLE_INTERVALS:
                     self._thread = None

@@ -19,6 +19,7 @@ from tests.integration.images import random_pixels, record_of, write_image
 from tests.integration.test_image_sets import CELLS, HOLES, MASKS, ROWS, write
 
 from ome_tensor import DeviceUnavailable, InvalidArgument, InvalidSelection, TensorView
+from ome_tensor.tiling import Order
 from ome_tensor_client import Client, connect
 from ome_tensor_client.image_set import ImageSet
 from ome_tensor_client.jax import device_put_each
@@ -370,6 +371,41 @@ def test_seeds_beyond_63_bits_differ(cells: ImageSet) -> None:
     windows = WindowDataset(cells, (16, 16), edge="pad")
     drawn = {tuple(RandomWindowSampler(windows, 20, seed=seed)) for seed in (2**63 + 1, 2**63 + 2, 2**64 - 2, 2**64 - 1)}
     assert len(drawn) == 4
+
+
+def test_a_dataset_from_elsewhere_is_of_the_rank_here(cells: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of whoever pickled it."""
+    data = pickle.dumps(dataset_of(cells))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert pickle.loads(data).rank == (1, 3)
+    assert pickle.loads(pickle.dumps(dataset_of(cells, shard=(0, 2)))).rank == (0, 2)
+
+
+def test_a_reader_that_is_cancelled_begins_no_other_read(cells: ImageSet) -> None:
+    reader = dataset_of(cells).reader()
+    assert len(list(reader.batches(Order(), 8))) > 20
+    reader.cancel()
+    assert list(reader.batches(Order(), 8)) == list(reader.tiles(Order())) == []
+
+
+def test_the_end_of_an_epoch_does_not_take_back_the_next(cells: ImageSet) -> None:
+    """A StatefulDataLoader loads its state when the next epoch, which has been set, is about to begin."""
+    loader = TileLoader(dataset_of(cells))
+    middle = iter(loader)
+    next(middle)
+    half = loader.state_dict()
+    list(middle)
+    dataset = dataset_of(cells)
+    dataset.load_state_dict(loader.state_dict())
+    assert list(dataset) == []
+    dataset.set_epoch(1)
+    dataset.load_state_dict(loader.state_dict())
+    assert dataset.epoch == 1
+    assert sorted(numbers_of(dataset)) == list(range(dataset.total))
+    dataset.set_epoch(1)
+    dataset.load_state_dict(half)
+    assert dataset.epoch == 0
 
 
 def _stop(_: Any) -> Any:

@@ -58,3 +58,8 @@ def test_the_same_batches_from_any_number_of_workers(target: str, context: str) 
 )
 def test_forked_workers(target: str, case: str) -> None:
     run_script("training_client.py", case, target, "fork", seconds=100)
+
+
+@pytest.mark.parametrize("case", ["later", "finished", "refused", "ranks", "classes", "failed", "windows"])
+def test_states_and_ranks(target: str, case: str) -> None:
+    run_script("training_states_client.py", case, target, seconds=100)

@@ -145,6 +145,28 @@ def test_larger_batches_take_the_room_of_smaller_ones(monkeypatch: pytest.Monkey
     assert not line.send(batch_of(1, (2000, 2000)))[1]
 
 
+def test_what_a_worker_has_let_go_of_is_not_kept_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that lives on: batches that grow would leave all that they have been in."""
+    monkeypatch.setattr(module, "_MOST_BYTES", 8 << 20)
+    line = Line()
+    for number in range(1, 8):
+        assert line.send(Batch(growing=torch.zeros(number << 20, dtype=torch.uint8)))[1]
+        # One has been let go of since the others were looked at.
+        mine = [key for key in module._mapped if module._is_kept(*key[:4])]
+        assert len(module._mapped) <= len(mine) + 1
+    assert len(line.writer._slots) == 1
+
+
+def test_a_class_of_tensors_of_its_own_stays() -> None:
+    class Marked(torch.Tensor):  # type: ignore[misc, name-defined]  # torch is optional, and not typed here
+        pass
+
+    line = Line()
+    placed = line.writer.place(Batch(marked=torch.ones(3).as_subclass(Marked), plain=torch.ones(2)))
+    assert placed is not None
+    assert [type(value) for value in module._taken(*placed).values()] == [Marked, torch.Tensor]
+
+
 def test_what_slots_do_not_take() -> None:
     """Gradients and sparse tensors go torch's own way, whole batches at a time."""
     line = Line()

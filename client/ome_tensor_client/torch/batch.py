@@ -107,7 +107,8 @@ class _Writer:
 
     def place(self, batch: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Copy the tensors of a batch into a free slot: the arguments of :func:`_taken`. ``None``: it is to go torch's own way."""
-        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and value.device.type == "cpu"}
+        # Not those of a transform's own class, which goes the way that keeps it.
+        tensors = {key: value for key, value in batch.items() if type(value) is torch.Tensor and value.device.type == "cpu"}
         places, end = {}, 0
         for key, tensor in tensors.items():
             if tensor.layout != torch.strided or tensor.requires_grad:
@@ -160,7 +161,7 @@ def _writer() -> _Writer:
 
 # --- in its parent ----------------------------------------------------------------------------------------------------
 
-# Memory of workers that is mapped: by the worker, and by what the kernel tells apart.
+# Memory of workers that is mapped: by the worker and its descriptor, and by what the kernel tells apart.
 _mapped: OrderedDict[tuple[int, ...], mmap.mmap] = OrderedDict()
 _mapped_lock = threading.Lock()
 
@@ -170,14 +171,12 @@ def _memory_of(process: int, descriptor: int, nbytes: int) -> mmap.mmap:
     path = f"/proc/{process}/fd/{descriptor}"
     found = os.stat(path)
     # A slot that took another's place has another inode, whatever its number is.
-    key = (process, found.st_dev, found.st_ino, nbytes)
+    key = (process, descriptor, found.st_dev, found.st_ino, nbytes)
     with _mapped_lock:
         if key not in _mapped:
-            # Workers come and go with each epoch: what those that are gone leave here would add up.
-            for other in {one[0] for one in _mapped}:
-                if not os.path.exists(f"/proc/{other}"):
-                    for gone in [one for one in _mapped if one[0] == other]:
-                        del _mapped[gone]
+            # Workers come and go with each epoch, and make room for larger batches: what they have left here would add up.
+            for gone in [one for one in _mapped if not _is_kept(*one[:4])]:
+                del _mapped[gone]
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 _mapped[key] = mmap.mmap(file, nbytes)
@@ -187,6 +186,15 @@ def _memory_of(process: int, descriptor: int, nbytes: int) -> mmap.mmap:
                 _mapped.popitem(last=False)
         _mapped.move_to_end(key)
         return _mapped[key]
+
+
+def _is_kept(process: int, descriptor: int, device: int, inode: int) -> bool:
+    """Whether a worker still has a block of memory."""
+    try:
+        found = os.stat(f"/proc/{process}/fd/{descriptor}")
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (device, inode)
 
 
 def _taken(process: int, number: int, descriptor: int, nbytes: int, flags: int, items: list[tuple[str, Any]]) -> Batch:

@@ -292,6 +292,7 @@ class TileLoader:
             assert self._batches is not None
             assert isinstance(self._counter, EpochSampler)
             begun = self._batches.begun = self._counter.take()
+            self.dataset.stats.taken()  # What was read before is not of this iteration, and workers that are forked off would each count it.
         self._stats = stats = LoaderStats(begun.epoch)
         self._run = (begun, 0)
         if self._ahead is not None and self._loader.persistent_workers:
@@ -306,13 +307,13 @@ class TileLoader:
         queue = getattr(items, "_data_queue", None)
         # On a thread of its own: taking a batch from workers costs something, too, and that is not to be the training loop's time.
         self._ahead = ahead = Prefetcher(
-            items,
+            items if self._loader.persistent_workers else _owned(items),
             _AHEAD if tiles is None else tiles.prefetch,
             max_bytes=_AHEAD_BYTES if tiles is None else tiles.ahead_bytes,
             size=lambda item: nbytes_of(item.data),
             cancel=None if reader is None else reader.cancel,
         )
-        if reader is not None:
+        if not self._loader.num_workers:
             _reading.add(ahead)
         return self._iterate(begun, ahead, queue, stats)
 
@@ -375,6 +376,18 @@ class TileLoader:
         self._run = self._ahead = None
         # Persistent workers hold the dataset as it was.
         self._loader._iterator = None
+
+
+def _owned(items: Any) -> Iterator[_Item]:
+    """Items, whose workers end with them. torch leaves those of an iteration that failed to the garbage collector, for an error and its traceback
+    hold each other: until then they live, and it waits five seconds for each.
+    """
+    try:
+        yield from items
+    finally:
+        end = getattr(items, "_shutdown_workers", None)
+        if end is not None:
+            end()
 
 
 def _measured(ahead: Prefetcher[_Item], queue: Any, stats: LoaderStats) -> Iterator[_Item]:

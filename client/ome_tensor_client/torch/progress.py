@@ -72,6 +72,10 @@ class Progress:
         mine = self.positions(size, drop_last)
         return part(mine, self.taken, count(mine))
 
+    def is_over(self, size: int, drop_last: bool) -> bool:
+        """Whether nothing is left."""
+        return not count(self.remaining(size, drop_last))
+
     def after(self, taken: int) -> Progress:
         """Progress after so many more samples of this rank."""
         return replace(self, taken=self.taken + taken)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import parent_process
+from multiprocessing.context import get_spawning_popen
+from typing import TypeAlias
 
 from torch.utils.data import get_worker_info
 
 from ome_tensor.errors import InvalidArgument
 
-__all__ = ["checked_epoch", "checked_shard", "is_worker", "rank_here", "worker_here"]
+__all__ = ["Handed", "checked_epoch", "checked_shard", "handed", "inherited_rank", "is_worker", "rank_here", "worker_here"]
+
+#: The process that hands something to one that it starts, and its rank.
+Handed: TypeAlias = tuple[int, tuple[int, int]]
 
 
 def rank_here() -> tuple[int, int]:
@@ -21,6 +27,20 @@ def rank_here() -> tuple[int, int]:
     if rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks):
         return int(rank), int(ranks)
     return 0, 1
+
+
+def handed(rank: tuple[int, int]) -> Handed | None:
+    """What goes with a dataset that is pickled for a process that is being started; ``None`` where it is for anything else, such as a file."""
+    return None if get_spawning_popen() is None else (os.getpid(), rank)
+
+
+def inherited_rank(given: Handed | None) -> tuple[int, int] | None:
+    """The rank of the process whose DataLoader started this one: a worker that was not forked knows nothing of torch.distributed.
+
+    ``None`` in any other process: those that a dataset was handed to may be the ranks.
+    """
+    parent = parent_process() if given is not None and is_worker() else None
+    return given[1] if given is not None and parent is not None and parent.pid == given[0] else None
 
 
 def worker_here() -> tuple[int, int]:

@@ -41,6 +41,8 @@ class EpochSampler(Sampler[Any]):  # type: ignore[misc]  # torch is optional, an
         self._drop_last = bool(drop_last)
         self._shard = checked_shard(shard)
         self._epoch = 0
+        #: Whether somebody has set it, and it has not begun yet.
+        self._is_set = False
         self._loaded: Progress | None = None
         self._run: tuple[Progress, int] | None = None
         #: Which iteration it is that counts.
@@ -58,6 +60,7 @@ class EpochSampler(Sampler[Any]):  # type: ignore[misc]  # torch is optional, an
     def set_epoch(self, epoch: int) -> None:
         """Which epoch to sample next. Raises InvalidArgument where it is no number from 0."""
         self._epoch = checked_epoch(epoch)
+        self._is_set = True
 
     def __len__(self) -> int:
         """Samples that this rank gets of an epoch."""
@@ -79,6 +82,7 @@ class EpochSampler(Sampler[Any]):  # type: ignore[misc]  # torch is optional, an
         # torch's DataLoader asks for two iterators, and takes from the second.
         if self._loaded is begun:
             self._loaded = None
+        self._is_set = False
         self._latest = latest = object()
         self._run = (begun, 0)
         for place, index in enumerate(self.read(begun)):
@@ -88,7 +92,7 @@ class EpochSampler(Sampler[Any]):  # type: ignore[misc]  # torch is optional, an
 
     def take(self) -> Progress:
         """Where an iteration begins that is read with :meth:`read`: what was loaded is used then."""
-        begun, self._loaded = self.upcoming(), None
+        begun, self._loaded, self._is_set = self.upcoming(), None, False
         return begun
 
     def read(self, begun: Progress) -> Iterator[Any]:
@@ -109,7 +113,8 @@ class EpochSampler(Sampler[Any]):  # type: ignore[misc]  # torch is optional, an
     def load_state_dict(self, state: Any, *, in_step: bool = False) -> None:
         """Go on from a state; see :meth:`.TileDataset.load_state_dict`."""
         self._loaded = going_on(state, self._whole(), self._drop_last, in_step=in_step)
-        self._epoch = self._loaded.epoch
+        if not (self._is_set and self._loaded.is_over(1, self._drop_last)):
+            self._epoch = self._loaded.epoch
         self._run = self._latest = None
 
 

@@ -58,8 +58,17 @@ def rank_progress(state: Any, drop_last: bool) -> Progress:
     """A rank's progress from whatever keeps it: a dataset's or a TileLoader's state, or a StatefulDataLoader's with those of its workers.
 
     Raises:
-        InvalidArgument: there is none in it, or not that of all workers.
+        InvalidArgument: there is none in it, or not that of all workers, or an older one.
     """
+    beyond = state.get("_steps_since_snapshot") if isinstance(state, Mapping) else None
+    if beyond:
+        # What its workers say is of then, and how many samples a step has, nobody says.
+        raise InvalidArgument(
+            f"the state cannot be loaded: its DataLoader has handed out {beyond} batches since it last asked its workers: give it to a "
+            "StatefulDataLoader with as many workers, or make it with snapshot_every_n_steps=1",
+            field="state_dict",
+            value=beyond,
+        )
     found = list(_states_in(state))
     runs = sorted((WorkerRun.of_state(one) for one in found if "worker_taken" in one), key=lambda run: run.worker)
     if not runs:

@@ -17,7 +17,7 @@ from ome_tensor_client.read_stats import ReadStats
 
 from .batch import as_batch
 from .progress import Progress, requests
-from .ranks import checked_epoch, checked_shard, is_worker, rank_here, worker_here
+from .ranks import Handed, checked_epoch, checked_shard, handed, inherited_rank, is_worker, rank_here, worker_here
 from .samples import PIXELS, batch_samples, convert_of, metadata_columns, nbytes_of, renamed
 from .shared import SharedEpoch
 from .sources import TileReader, image_set_of, source_of
@@ -100,6 +100,7 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
         self._convert = convert_of(dtype, [PIXELS, *self._beside])
         self._drop_last = bool(drop_last)
         self._shard = checked_shard(shard)
+        self._handed: Handed | None = None
         self._transform = transform
         if tile_size is None and centred is None:
             raise InvalidArgument("name a tile_size or a centred window", field="tile_size")
@@ -120,6 +121,8 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
                 value=edge,
             )
         self._shared = SharedEpoch()
+        #: Whether somebody has set an epoch that this process has not begun yet.
+        self._is_set = False
         self._loaded: Progress | None = None
         self._generation = 0
         #: How many had begun to read when this process was the last to know how far it is.
@@ -142,6 +145,7 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
             InvalidArgument: not a number from 0.
         """
         self._shared.epoch = checked_epoch(epoch)
+        self._is_set = True
 
     @property
     def total(self) -> int:
@@ -161,7 +165,7 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
     @property
     def rank(self) -> tuple[int, int]:
         """This process's rank, and the number of ranks."""
-        return self._shard or rank_here()
+        return self._shard or inherited_rank(self._handed) or rank_here()
 
     def __len__(self) -> int:
         """Batches (or single samples) that this rank gets of a whole epoch."""
@@ -215,7 +219,7 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
 
     def take(self) -> Progress:
         """Where an iteration begins of whoever tells each worker so: what was loaded is used then. Raises InvalidArgument as :meth:`begin`."""
-        begun = self._checked(self.upcoming())
+        begun, self._is_set = self._checked(self.upcoming()), False
         self._shared.use_all()
         return begun
 
@@ -230,17 +234,22 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
 
     def __iter__(self) -> Iterator[Any]:
         """The samples of this process: this rank's, or what this worker has of them."""
-        # Where it begins is settled now, and not when the first is taken: by then it may be another epoch's turn. (A worker takes it at once; but
-        # what goes wrong has to go wrong where torch looks for it.)
-        return self._begun() if is_worker() else self._yielded(self._begin_run())
-
-    def _begun(self) -> Iterator[Any]:
-        yield from self._yielded(self._begin_run())
+        # Where it begins is settled now, and not when the first is taken: by then it may be another epoch's turn, and a StatefulDataLoader asks a
+        # worker for its state before that.
+        try:
+            run = self._begin_run()
+        except InvalidArgument as error:
+            if not is_worker():
+                raise
+            # What goes wrong in a worker has to go wrong where torch looks for it.
+            return _failing(error)
+        return self._yielded(run)
 
     def _begin_run(self) -> WorkerRun:
         worker, workers = worker_here()
         resumed, self._resumed = self._resumed, None
         begun, taken = (self.begin(worker), 0) if resumed is None else resumed
+        self._is_set = False
         self._run = run = WorkerRun(begun, worker, workers, self._size or 1, taken)
         self._seen = self._shared.begun
         return run
@@ -343,7 +352,8 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
         return self._whole().state()
 
     def load_state_dict(self, state: Any, *, in_step: bool = False) -> None:
-        """Go on from a state: the next iteration over its epoch begins there.
+        """Go on from a state: the next iteration over its epoch begins there. That is the next epoch to be read, unless nothing is left of it and
+        another one has been set. (A StatefulDataLoader loads a state only when it begins to read.)
 
         Args:
             state: What a ``state_dict`` of this dataset, of a TileLoader, or of a StatefulDataLoader over it gave. A list of those of all
@@ -358,7 +368,8 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
             return
         found = going_on(state, self._whole(), self._drop_last, in_step=in_step)
         self._loaded, self._run, self._resumed = found, None, None
-        self._shared.epoch = found.epoch
+        if not (self._is_set and found.is_over(self._size or 1, self._drop_last)):
+            self._shared.epoch = found.epoch
         self._generation, self._seen = self._shared.loaded(), self._shared.begun
 
     def _resume_worker(self, run: WorkerRun) -> None:
@@ -373,9 +384,26 @@ class TileDataset(IterableDataset[Any]):  # type: ignore[misc]  # torch is optio
                 field="state_dict",
                 value=run.worker,
             )
-        self._resumed, self._run = (run.begun, run.taken), None
+        block = self._size or 1
+        if run.block != block and run.workers > 1:
+            # They would take other turns: what this one has taken is no part of what it would take.
+            raise InvalidArgument(
+                f"the state is of workers that take turns by {run.block} samples, and these do by {block}: where batch_size changes, give the "
+                "DataLoader's state to dataset.load_state_dict instead",
+                field="state_dict",
+                value=run.block,
+            )
+        self._resumed = self._run = None
+        mine = requests(run.begun.remaining(block, self._drop_last), block, run.worker, run.workers, run.taken)
+        if self._is_set and run.begun.epoch != self.epoch and next(mine, None) is None:
+            return
+        self._resumed = run.begun, run.taken
         self._shared.epoch = run.begun.epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that was not forked knows nothing of torch.distributed.
-        return {**self.__dict__, "_shard": self.rank, "_run": None}
+        return {**self.__dict__, "_handed": handed(self.rank) or self._handed, "_run": None}
+
+
+def _failing(error: InvalidArgument) -> Iterator[Any]:
+    yield from ()
+    raise error
