@@ -197,10 +197,10 @@ class Connection:
         backoff = Backoff(self.options.retry_for if patient else 0)
         timeout = timeout or (self.options.timeout if patient else min(_IMPATIENT_SECONDS, self.options.timeout))
         while True:
-            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(*self._checked)
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(_path(name), *self._checked)
             error: OmeTensorError
             try:
-                with channels.use() as channel:
+                with outgoing, channels.use() as channel:
                     # Without serialisers a channel takes and gives bytes.
                     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(name))
                     if not self.checks:
@@ -244,11 +244,11 @@ class Connection:
         backoff = Backoff(self.options.retry_for)
         data = request.SerializeToString()
         while True:
-            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(*self._checked)
+            channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing(_path(name), *self._checked)
             messages = Messages()
             error: OmeTensorError
             try:
-                with channels.use() as channel:
+                with outgoing, channels.use() as channel:
                     method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
                     call = method(data, timeout=_SHORT_STREAM * self.options.timeout, metadata=outgoing.metadata)
                     # Where another server can be asked, one that hangs is not waited for that long.
@@ -268,9 +268,9 @@ class Connection:
 
     def watch(self, name: str, request: Message) -> Iterator[bytes]:
         """The messages of a streaming call, as they come, for as long as it takes; not tried again. Raises what :meth:`call` does."""
-        outgoing = self._identity.outgoing()
+        outgoing = self._identity.outgoing(_path(name))
         try:
-            with self.channels.use() as channel:
+            with outgoing, self.channels.use() as channel:
                 method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
                 yield from method(request.SerializeToString(), metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:
@@ -278,9 +278,9 @@ class Connection:
 
     def send(self, name: str, requests: Iterator[bytes]) -> bytes:
         """A call that takes a stream, once. Raises what :meth:`call` does."""
-        outgoing = self._identity.outgoing()
+        outgoing = self._identity.outgoing(_path(name))
         try:
-            with self.channels.use() as channel:
+            with outgoing, self.channels.use() as channel:
                 method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
                 return only_answer(method(requests, metadata=outgoing.metadata))
         except grpc.RpcError as rpc_error:
@@ -293,9 +293,13 @@ class Connection:
             OmeTensorError: as :meth:`call`, and whatever a server says that does not do this: then read it as a stream.
         """
         self._reuse_memory()
-        channels, began, outgoing = self.channels, time.monotonic(), self._identity.outgoing((ONE_MESSAGE, "1"))
+        channels, began, outgoing = (
+            self.channels,
+            time.monotonic(),
+            self._identity.outgoing(_path("ReadTiles"), (ONE_MESSAGE, "1")),
+        )
         try:
-            with channels.use() as channel:
+            with outgoing, channels.use() as channel:
                 method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS["ReadTiles"].path)
                 return only_answer(method(request, timeout=self.options.timeout, metadata=outgoing.metadata))
         except grpc.RpcError as rpc_error:
@@ -311,13 +315,14 @@ class Connection:
             _memory_is_reused = True
             keep_blocks()
 
-    def outgoing(self, *, may_move: bool = False) -> Outgoing:
+    def outgoing(self, name: str, *, may_move: bool = False) -> Outgoing:
         """What goes with a new streaming call.
 
         Args:
+            name: The method's name in the contract.
             may_move: Whether the server may answer Rebalance; see :class:`.channels.Moves`.
         """
-        return self._identity.outgoing(*(((MAY_MOVE, "1"),) if may_move else ()))
+        return self._identity.outgoing(_path(name), *(((MAY_MOVE, "1"),) if may_move else ()))
 
     def stream(self, name: str, request: bytes, channel: grpc.Channel, outgoing: Outgoing) -> Any:
         """A streaming call of ``TensorService``: an iterator of message bytes with ``cancel()``.

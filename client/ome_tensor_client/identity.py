@@ -9,14 +9,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
-from ome_tensor.errors import InvalidArgument, MissingDependency
+from ome_tensor.errors import InvalidArgument
 from ome_tensor_proto.methods import REQUEST_ID
 
 from .options import Options
+from .tracing import begin_span, end_span
 
 __all__ = ["Identity", "Outgoing"]
 
@@ -27,15 +28,26 @@ Metadata = tuple[tuple[str, str], ...]
 class Outgoing:
     """What goes with one call.
 
+    A context manager around the call: its span, where it has one, ends with it.
+
     Attributes:
         request_id: What the server's log names it by.
         token: The token it brings, if any.
         metadata: Both, as gRPC's metadata, and whatever else.
+        span: OpenTelemetry's, or ``None``.
     """
 
     request_id: str
     token: str
     metadata: Metadata
+    span: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self.span is not None:
+            end_span(self.span, error)
 
 
 class Identity:
@@ -80,13 +92,18 @@ class Identity:
                 _content("ca", own.ca), _content("key", own.key), _content("cert", own.cert)
             )
             channel = grpc.secure_channel(target, credentials, options=options)
-        return _traced(channel) if own.tracing else channel
+        return channel
 
-    def outgoing(self, *further: tuple[str, str]) -> Outgoing:
-        """What goes with a new call. Raises InvalidArgument where the file of the token cannot be read."""
+    def outgoing(self, path: str, *further: tuple[str, str]) -> Outgoing:
+        """What goes with a new call of a method, and more metadata. Raises InvalidArgument where the file of the token cannot be read."""
         request_id, token = secrets.token_hex(8), self._current()
         metadata = ((REQUEST_ID, request_id), *further)
-        return Outgoing(request_id, token, (*metadata, ("authorization", f"Bearer {token}")) if token else metadata)
+        if token:
+            metadata = (*metadata, ("authorization", f"Bearer {token}"))
+        if not self._options.tracing:
+            return Outgoing(request_id, token, metadata)
+        span, carried = begin_span(path)
+        return Outgoing(request_id, token, (*metadata, *carried), span)
 
     def has_newer(self, outgoing: Outgoing) -> bool:
         """Whether the file of the token holds another one by now than a call brought."""
@@ -127,11 +144,3 @@ def _is_near(target: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _traced(channel: grpc.Channel) -> grpc.Channel:
-    try:
-        from opentelemetry.instrumentation.grpc import client_interceptor
-    except ImportError:
-        raise MissingDependency("tracing needs OpenTelemetry; install it with: pip install 'ome-tensor[otel]'") from None
-    return grpc.intercept_channel(channel, client_interceptor())

@@ -92,9 +92,9 @@ class _Read:
         channels = self.connection.replicas.pick(self.offset)
         if channels is not self.channels:
             self.channels, self.moves = channels, Moves(channels)
-        self.outgoing = self.connection.outgoing(may_move=self.moves.offer())
-        with channels.use() as self.channel:
-            self.call = self.connection.stream("ReadTiles", self.sent, self.channel, self.outgoing)
+        outgoing = self.outgoing = self.connection.outgoing("ReadTiles", may_move=self.moves.offer())
+        with outgoing, channels.use() as self.channel:
+            self.call = self.connection.stream("ReadTiles", self.sent, self.channel, outgoing)
             if self.stop.is_set():
                 self.call.cancel()
             while True:

@@ -38,6 +38,7 @@ from .service import TensorService
 from .settings import Settings, split_address
 from .standing import Gauge, dataset_gauges
 from .tls import server_credentials
+from .tracing import interceptors
 from .uploads import Uploads
 from .usage import Usage
 
@@ -142,6 +143,7 @@ class TensorServer:
             self._threads,
             # Calls beyond the threads are refused at once instead of queued in silence.
             maximum_concurrent_rpcs=threads,
+            interceptors=interceptors(settings),
             # Of requests' size the service's own limit is told clearly; gRPC's is the wall behind it.
             options=[
                 *_OPTIONS,

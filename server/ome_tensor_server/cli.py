@@ -24,6 +24,7 @@ from .readers.detect import is_address
 from .settings import Settings, split_address
 from .stopping import StopRequests
 from .token_cli import token_commands
+from .tracing import export_traces
 from .workers import Supervisor
 
 __all__ = ["register", "serve"]
@@ -149,6 +150,7 @@ def serve(
     if not paths and not settings.uploads:
         raise typer.BadParameter("name files or folders to serve, or a folder for uploads (--uploads)", param_hint="PATH")
     configure(settings.log_format, settings.log_level)
+    export_traces(settings)
     sources = find_sources(paths)
     named = {source.location for source in sources if source.named}
     folders = [found for path in paths if not is_address(path) and (found := os.path.abspath(path)) not in named]

@@ -23,6 +23,7 @@ from .meters import Meters
 from .offices import AskedOffice, Office
 from .settings import Settings
 from .stopping import StopRequests
+from .tracing import export_traces
 from .usage import Usage
 
 __all__ = ["main"]
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> None:
     instructions = json.loads(arguments[0])
     settings = Settings(**instructions["settings"])
     configure(settings.log_format, settings.log_level)
+    export_traces(settings)
     keep_blocks()
     # Without its supervisor a worker would serve an old catalogue for ever.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
