@@ -30,8 +30,8 @@ __all__ = ["main"]
 class Server:
     """``ome-tensor serve``, which can be killed and come back on its port."""
 
-    def __init__(self, path: Path, listen: str = "127.0.0.1:0") -> None:
-        self._path = path
+    def __init__(self, path: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
+        self._path, self._flags = path, flags
         store = str(path.parent.parent / "store")
         self._process = subprocess.Popen(
             [
@@ -46,6 +46,7 @@ class Server:
                 store,
                 "--log-level",
                 "error",
+                *flags,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -63,7 +64,17 @@ class Server:
 
     def again(self) -> Server:
         """Another one in its place."""
-        return Server(self._path, self.target)
+        return Server(self._path, *self._flags, listen=self.target)
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    def stop(self) -> int:
+        """Have it end by itself; its exit status."""
+        self._process.terminate()
+        return self._process.wait(60)
 
 
 def digest(batch: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ class TensorService:
         self._settings = settings
         self._long_reads = 0
         self.reads = Reads(settings)
-        self.turns = Turns(max(2, os.cpu_count() or 1), settings.max_bytes_in_flight, settings.caller_bytes_in_flight)
+        self.turns = Turns(max(2, min(8, os.cpu_count() or 1)), settings.max_bytes_in_flight, settings.caller_bytes_in_flight)
         self._lock = threading.Lock()
 
     @property

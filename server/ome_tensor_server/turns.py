@@ -95,7 +95,8 @@ class Turns:
         if not caller.waiting:
             # Back from having had nothing to send: what it did not use meanwhile is nobody's debt.
             caller.clock = max(caller.clock, self._clock)
-        turn.clock = max(turn.clock, caller.floor)
+        # Ahead of all that wait, whose clocks are the floor's at least, by less than any message.
+        turn.clock = max(turn.clock, caller.floor - 1.0)
         turn.nbytes = nbytes
         if not self.waiting and self._fits(turn):
             self._begin(turn)
@@ -186,8 +187,7 @@ class Turn:
     def __init__(self, turns: Turns, name: str, caller: _Caller, works: bool) -> None:
         self._turns = turns
         self.name, self.caller, self.works = name, caller, works
-        # Ahead of the caller's others, by less than any message.
-        self.clock = caller.floor - 1.0
+        self.clock = 0.0
         self.nbytes = 0
         self.began = False
         self._is_made = True

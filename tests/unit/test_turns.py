@@ -112,8 +112,13 @@ def test_a_stream_that_has_just_begun_is_next() -> None:
         turn.taken()
 
     bulk = [turns.stream("a") for _ in range(5)]
-    for turn in bulk:
-        turn.clock += MIB  # Each has been served before.
+    first.made()
+    for turn in bulk:  # Each has been served before, and they are equal.
+        turn.begin(MIB, wanted)
+        turn.made()
+        turn.taken()
+    first.taken()
+    first.begin(MIB, wanted)
     threads = [in_background(lambda turn=turn: run(turn, "bulk")) for turn in bulk]  # type: ignore[misc]
     wait_for(lambda: turns.waiting == 5)
     small = turns.stream("a")
