@@ -406,7 +406,14 @@ class _AsyncMethods(grpc.GenericRpcHandler):
     """
 
     def __init__(self, methods: Any, run: Run) -> None:
+        from ome_tensor_server.authentication import Authenticator
+        from ome_tensor_server.calls import Gate
+        from ome_tensor_server.limits import Rates
+        from ome_tensor_server.meters import Meters
+        from ome_tensor_server.settings import Settings
+
         self._run = run
+        self._gate = Gate(Authenticator(Settings()), Rates(Settings()), Meters())
         self._table = {}
         self._of_one_message = {}
         for name, method in METHODS.items():
@@ -426,10 +433,10 @@ class _AsyncMethods(grpc.GenericRpcHandler):
         return self._table.get(path)
 
     def _unary(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Awaitable[bytes]]:
-        from ome_tensor_server.rpc import Call
+        from ome_tensor_server.calls import Call
 
         def answer(data: bytes, context: Any) -> bytes:
-            answered = handler(method.request.FromString(data), Call(method.name, _Context(context)))  # type: ignore[arg-type]
+            answered = handler(method.request.FromString(data), Call(method.name, _Context(context), self._gate))  # type: ignore[arg-type]
             return answered if isinstance(answered, bytes) else answered.SerializeToString()
 
         async def respond(data: bytes, context: Any) -> bytes:
@@ -438,10 +445,10 @@ class _AsyncMethods(grpc.GenericRpcHandler):
         return respond
 
     def _streaming(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
-        from ome_tensor_server.rpc import Call
+        from ome_tensor_server.calls import Call
 
         async def respond(data: bytes, context: Any) -> None:
-            messages = handler(method.request.FromString(data), Call(method.name, _Context(context)))  # type: ignore[arg-type]
+            messages = handler(method.request.FromString(data), Call(method.name, _Context(context), self._gate))  # type: ignore[arg-type]
             # A cancelled stream leaves an executor's thread in the middle of a message: it is not closed before that is done.
             lock = threading.Lock()
 

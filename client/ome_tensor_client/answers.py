@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import grpc
 from xxhash import xxh3_64
 
 from ome_tensor.errors import BrokenStream
 from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.methods import CHECKSUM
 
-__all__ = ["Messages", "check_answer", "only_answer"]
+__all__ = ["Messages", "Sending", "check_answer", "only_answer"]
+
+#: What a server has for its answer to all that it was sent, beyond the usual: it checks an upload, which takes a while for each byte.
+_CHECKED_BYTES_PER_SECOND = 20e6
+_SHORT = 9
 
 
 def only_answer(answer: bytes | None) -> bytes:
@@ -71,5 +76,57 @@ class Messages:
 
     def expire(self) -> None:
         """One did not come."""
+        self.timed_out = True
+        self._call.cancel()
+
+
+class Sending:
+    """A call that sends a stream: each message has to be taken as soon as an answer has to come, and the answer to the last in good time.
+
+    Attributes:
+        timed_out: Whether one was not.
+        waiting_since: See :class:`ome_tensor.watchdog.Waiting`.
+    """
+
+    def __init__(self, parts: Iterator[bytes], timeout: float) -> None:
+        self._parts, self._timeout = parts, timeout
+        self._call: Any = None
+        self.timed_out = False
+        self.waiting_since: float | None = None
+
+    def _sent(self) -> Iterator[bytes]:
+        """The parts, for gRPC to take."""
+        nbytes = 0
+        for part in self._parts:
+            self.waiting_since = time.monotonic()
+            nbytes += len(part)
+            yield part
+            # What comes next may take its time to be made.
+            self.waiting_since = None
+        # As if the wait began later.
+        self.waiting_since = time.monotonic() + _SHORT * self._timeout + nbytes / _CHECKED_BYTES_PER_SECOND
+
+    def of(self, method: Any, watchdog: Watchdog, **options: Any) -> bytes:
+        """The answer.
+
+        Args:
+            method: gRPC's, of a call that sends a stream.
+            watchdog: Ends a wait that is too long.
+            options: For the call.
+        """
+        self._call = method.future(self._sent(), **options)
+        watchdog.watch(self)
+        try:
+            return only_answer(self._call.result())
+        except grpc.FutureCancelledError:
+            # Only the watchdog cancels it; gRPC has its own error for that, which says no more.
+            raise self._call from None
+        finally:
+            watchdog.forget(self)
+            # Interrupted (Ctrl-C), nobody waits for it any more.
+            self._call.cancel()
+
+    def expire(self) -> None:
+        """Something took too long."""
         self.timed_out = True
         self._call.cancel()

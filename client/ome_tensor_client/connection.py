@@ -30,7 +30,7 @@ from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, MAY_MOVE, METHODS,
 from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
-from .answers import Messages, check_answer, only_answer
+from .answers import Messages, Sending, check_answer, only_answer
 from .backoff import TRANSIENT, Backoff
 from .channels import Channels
 from .compression import Advisor
@@ -277,13 +277,18 @@ class Connection:
             raise self.error_of(rpc_error, outgoing=outgoing) from None
 
     def send(self, name: str, requests: Iterator[bytes]) -> bytes:
-        """A call that takes a stream, once. Raises what :meth:`call` does."""
+        """A call that takes a stream, once; it may take ten times what a call may when all is sent, and more where that is much. Raises what
+        :meth:`call` does.
+        """
+        sending = Sending(requests, self.options.timeout)
         outgoing = self._identity.outgoing(_path(name))
         try:
             with outgoing, self.channels.use() as channel:
                 method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
-                return only_answer(method(requests, metadata=outgoing.metadata))
+                return sending.of(method, self.watchdog, metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:
+            if sending.timed_out:
+                raise self.no_message(self.channels) from None
             raise self.error_of(rpc_error, outgoing=outgoing) from None
 
     def read_one(self, request: bytes) -> bytes:

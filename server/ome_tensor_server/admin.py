@@ -16,6 +16,7 @@ from ome_tensor_proto.v1 import admin_service_pb2 as pb
 from ome_tensor_proto.v1 import image_pb2
 
 from .calls import Call
+from .loads import kept_problems
 from .meters import MetricsPage
 from .offices import Office
 from .policy import Policy
@@ -137,7 +138,8 @@ class AdminService:
         office.check_upload(header.name, header.replace)
         if self._uploads is None:
             raise NotSupported("this server takes no uploads (it was started without an uploads folder)", field="uploads")
-        part = self._uploads.receive(header, _payloads(header.name, first, requests), is_active=lambda: call.is_active)
+        with kept_problems(header.name):
+            part = self._uploads.receive(header, _payloads(header.name, first, requests), is_active=lambda: call.is_active)
         try:
             office.check_part(str(part))
             # Checking takes a while, and that a client has gone is at times heard only after the end of its stream.

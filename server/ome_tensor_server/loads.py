@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ome_tensor.errors import (
     Cancelled,
@@ -18,7 +20,7 @@ from ome_tensor.errors import (
 
 from .readers.detect import location_name
 
-__all__ = ["Load", "as_problem", "is_lasting"]
+__all__ = ["Load", "as_problem", "is_lasting", "kept_problems"]
 
 #: Faults of the source or of its size, which another try would only find again.
 _LASTING = (InvalidRecord, InvalidArgument, LimitExceeded, MissingDependency)
@@ -58,6 +60,22 @@ class Load:
 def is_lasting(error: Exception) -> bool:
     """Whether another try would only find the same fault: not what the system refuses, which may have changed by then."""
     return isinstance(error, _LASTING)
+
+
+@contextmanager
+def kept_problems(name: str) -> Iterator[None]:
+    """What the system says inside about the folder of uploads, as those hear of it who sent the upload of that name."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OmeTensorError):  # Some are both.
+            raise
+        why = error.strerror or str(error)
+        if error.errno in _NO_ROOM:
+            raise Overloaded(
+                f"the upload {name!r} cannot be kept: {why}; the server's disk is full", field="uploads", value=name
+            ) from None
+        raise Unavailable(f"the upload {name!r} cannot be kept now: {why}", field="uploads", value=name) from None
 
 
 def as_problem(error: OmeTensorError | OSError, location: str) -> OmeTensorError:

@@ -18,6 +18,7 @@ from .exchange import Asker
 from .finding import find_sources
 from .librarian import Librarian
 from .loading import Loader
+from .loads import kept_problems
 from .readers.detect import is_address
 from .uploads import Uploads
 
@@ -139,7 +140,7 @@ class OwnOffice:
         # First of all: what is on its way to take its place is given up then, and does not hold this up.
         entry = self._librarian.remove(name)
         if entry.is_upload and self._uploads is not None:
-            with self._changing(name):
+            with self._changing(name), kept_problems(name):
                 # Somebody may have sent another one.
                 if not self._librarian.has(name):
                     self._uploads.remove(name)
@@ -180,7 +181,7 @@ class OwnOffice:
         """See :class:`Office`."""
         uploads = self._uploads
         assert uploads is not None
-        with self._changing(name):
+        with self._changing(name), kept_problems(name):
             # Somebody else's may have come in between.
             self.check_upload(name, replaces)
             with uploads.committed(Path(part), name) as path:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 from tests.integration.images import random_pixels
+from tests.integration.network import Network, Trouble
 from tests.integration.raw import RawClient, raw_client
 from tests.integration.relay import relay
 from xxhash import xxh3_64_intdigest
@@ -87,62 +85,12 @@ def test_the_answer_to_another_request_is_noticed(raw: RawClient) -> None:
         BatchReader(request=request.SerializeToString()).feed(first)
 
 
-class Damaging:
-    """A relay that flips bits in one direction, one in so many bytes, behind the first ``quiet`` of each connection.
-
-    Attributes:
-        flips: How many bits it has flipped.
-    """
-
-    def __init__(self, target: str, every: int, quiet: int, from_server: bool, seed: int) -> None:
-        host, _, port = target.rpartition(":")
-        self._upstream = (host, int(port))
-        self._every, self._quiet, self._from_server = every, quiet, from_server
-        self._chance = random.Random(seed)
-        self.flips = 0
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._upstream)
-                self._sockets += [near, far]
-                threading.Thread(target=self._pump, args=(near, far, not self._from_server), daemon=True).start()
-                threading.Thread(target=self._pump, args=(far, near, self._from_server), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, damages: bool) -> None:
-        passed, due = 0, self._quiet + self._chance.randrange(self._every)
-        with suppress(OSError):
-            while data := bytearray(source.recv(1 << 16)):
-                while damages and due < passed + len(data):
-                    data[due - passed] ^= 1 << self._chance.randrange(8)
-                    self.flips += 1
-                    due += 1 + self._chance.randrange(2 * self._every)
-                passed += len(data)
-                sink.sendall(data)
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-        for one in self._sockets:
-            one.close()
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_no_damaged_tile_arrives(served: RunningServer, pixels: np.ndarray, seed: int) -> None:
     """A network that damages: every tile that comes is right, and what was damaged is asked for again."""
     right = 0
     with (
-        Damaging(served.target, 300_000, 2_000, True, seed) as network,
+        Network(served.target, Trouble(damage_every=300_000), seed=seed) as network,
         connect(network.target, checksum=True, transport="tcp", timeout=0.4, retry_for=1.5) as client,
     ):
         for attempt in range(25):
@@ -156,9 +104,9 @@ def test_no_damaged_tile_arrives(served: RunningServer, pixels: np.ndarray, seed
             except OmeTensorError:
                 # Damaged again and again; or a frame's length, and the connection hangs.
                 continue
-            if network.flips >= 4 and right:
+            if network.troubles >= 4 and right:
                 break
-        assert network.flips >= 3
+        assert network.troubles >= 3
         assert right > 0
 
 
@@ -225,13 +173,13 @@ def test_a_damaged_upload_is_not_kept(tmp_path: Path) -> None:
     with running_server([], uploads=str(tmp_path / "uploads")) as server, connect(server.target) as plain:
         for seed in range(6):
             with (
-                Damaging(server.target, 200_000, 10_000, False, seed) as network,
+                Network(server.target, requests=Trouble(damage_every=200_000, quiet=10_000), seed=seed) as network,
                 connect(network.target, timeout=2, retry_for=0) as client,
             ):
                 try:
                     client.upload("image", pixels, replace=True)
                 except OmeTensorError:
-                    assert network.flips
+                    assert network.troubles
                 for dataset in plain.datasets():
                     found = plain.tensor_view(dataset.name, layout="TZCYX").to_numpy()
                     np.testing.assert_array_equal(found, pixels)

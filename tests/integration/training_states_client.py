@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.training_client import SIZE, dataset_of, numbers_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from training_client import SIZE, dataset_of, numbers_of
 
 from ome_tensor import InvalidArgument
 from ome_tensor_client import Client, connect
