@@ -61,6 +61,17 @@ exactly-once: $(VENV)/.stamp-test ## read a thousand random epochs, over ranks, 
 fuzz: $(VENV)/.stamp-test ## feed damaged files to the readers (FUZZ_SECONDS=600)
 	$(BIN)/python -m tests.unit.fuzz_readers $(or $(FUZZ_SECONDS),600)
 
+.PHONY: faults
+faults: $(VENV)/.stamp-test ## cut, damage, silence, kill, fill: each fault for a while, under each kind of read (FAULT_SECONDS=15)
+	$(BIN)/python -m tests.integration.faults --seconds $(or $(FAULT_SECONDS),15)
+
+.PHONY: load
+load: $(VENV)/.stamp-test ## 256 streams on one server (LOAD_SECONDS=600)
+	$(BIN)/python -m benchmarks.load --seconds $(or $(LOAD_SECONDS),600)
+
+.PHONY: soak
+soak: load faults fuzz ## all that takes long: load, faults and fuzz, an hour
+
 .PHONY: proto
 proto: .venv-proto/.stamp-$(GRPC_TOOLS) ## regenerate the code of the wire contract
 	PYTHON=.venv-proto/bin/python proto/generate.sh

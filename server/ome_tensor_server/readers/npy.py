@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenize import TokenError
 from typing import IO, ClassVar
 
 import numpy as np
@@ -42,7 +43,7 @@ class NpySource(FileSource):
         try:
             # Mapped: reads its header only, and looks whether the file is as long as that says. What needs pickle is refused.
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, TokenError) as error:
             raise self.unreadable(".npy file", str(error).splitlines()[0] if str(error) else type(error).__name__) from None
         if array.ndim not in _AXES:
             raise self.unreadable(".npy file of an image", f"it has {array.ndim} axes, not 2 to 5")
