@@ -32,8 +32,8 @@ _KEYS_FOR, _KEYS_AGAIN = 300.0, 30.0
 _FETCH_SECONDS = 5.0
 _MOST_KEY_BYTES = 1 << 20
 
-#: Tokens whose signature has been checked, so that each call need not.
-_KEPT = 1024
+#: Tokens whose signature has been checked, so that each call need not; and for how many seconds: a provider may withdraw a key.
+_KEPT, _KEPT_FOR = 1024, 60.0
 
 _LONGEST_TOKEN = 16 << 10
 
@@ -59,7 +59,7 @@ class OidcVerifier:
         self._claim, self._leeway = settings.oidc_claim, settings.oidc_leeway_seconds
         self._keys = _Keys(settings.oidc_jwks, jwt)
         self._lock = threading.Lock()
-        self._checked: OrderedDict[str, Principal] = OrderedDict()
+        self._checked: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
 
     def authenticate(self, text: str) -> Principal:
         """The subject of a token.
@@ -68,12 +68,14 @@ class OidcVerifier:
             NotAuthenticated: it is not this provider's, not for this server, expired, not valid yet, or altered.
             Unavailable: the provider's keys cannot be had.
         """
+        now = time.monotonic()
         with self._lock:
-            known = self._checked.get(text)
-        if known is None:
+            known, until = self._checked.get(text, (None, now))
+        if known is None or now >= until:
             known = self._verify(text)
             with self._lock:
-                self._checked[text] = known
+                self._checked[text] = known, now + _KEPT_FOR
+                self._checked.move_to_end(text)
                 if len(self._checked) > _KEPT:
                     self._checked.popitem(last=False)
         if not known.is_valid:
