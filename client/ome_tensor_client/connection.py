@@ -30,7 +30,7 @@ from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, MAY_MOVE, METHODS,
 from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
-from .answers import Messages, Sending, check_answer, only_answer
+from .answers import Messages, Sending, check_answer, end_call, only_answer
 from .backoff import TRANSIENT, Backoff
 from .channels import Channels
 from .compression import Advisor
@@ -272,7 +272,11 @@ class Connection:
         try:
             with outgoing, self.channels.use() as channel:
                 method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
-                yield from method(request.SerializeToString(), metadata=outgoing.metadata)
+                call = method(request.SerializeToString(), metadata=outgoing.metadata)
+                try:
+                    yield from call
+                finally:
+                    end_call(call)
         except grpc.RpcError as rpc_error:
             raise self.error_of(rpc_error, outgoing=outgoing) from None
 

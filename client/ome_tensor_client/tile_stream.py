@@ -16,6 +16,7 @@ from ome_tensor_proto.methods import ONE_MESSAGE
 from ome_tensor_proto.reader import BatchReader, TileBatch
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
+from .answers import end_call
 from .backoff import TRANSIENT, Backoff
 from .channels import Moves
 from .compression import Tuner
@@ -310,8 +311,9 @@ def _batches(read: _Read) -> Generator[TileBatch, None, None]:
             except BrokenStream as broken:
                 error = broken
             finally:
-                read.cancel_call()
-                read.call = None
+                call, read.call = read.call, None
+                if call is not None:
+                    end_call(call)
             if read.stop.is_set():
                 return
             if arrived:
