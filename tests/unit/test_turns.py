@@ -46,56 +46,47 @@ def test_alone_nobody_waits() -> None:
     assert (turns.in_flight, turns.waiting) == (0, 0)
 
 
-class Bench:
-    """Streams that make messages of one size, one after the other, on threads of their own; who was served is written down."""
+def served(turns: Turns, streams: list[tuple[str, str, int]], messages: int) -> Counter[str]:
+    """How many messages each stream was served, of those that always want another one: name, caller and bytes of a message of each.
 
-    def __init__(self, turns: Turns) -> None:
-        self.turns = turns
-        self.served: list[str] = []
-        self.stop = threading.Event()
-        self.threads: list[threading.Thread] = []
+    Without threads, whose pace is the machine's: each asks, and again as soon as its message was taken.
+    """
+    waiting = {turns.stream(caller): (name, nbytes) for name, caller, nbytes in streams}
 
-    def stream(self, caller: str, name: str, nbytes: int) -> None:
-        def run() -> None:
-            turn = self.turns.stream(caller)
-            while not self.stop.is_set():
-                turn.begin(nbytes, wanted)
-                self.served.append(name)
-                time.sleep(0.0002)
-                turn.made()
-                turn.taken()
-            turn.close()
+    def ask(turn: Turn) -> None:
+        turn.woken.acquire(blocking=False)  # As one that was woken has.
+        turn.began = False
+        with turns.lock:
+            turns._enter(turn, waiting[turn][1])
+        turn._is_made = False
 
-        self.threads.append(in_background(run))
-
-    def count(self, messages: int) -> Counter[str]:
-        wait_for(lambda: len(self.served) >= messages)
-        self.stop.set()
-        for thread in self.threads:
-            thread.join(5)
-            assert not thread.is_alive()
-        return Counter(self.served[messages // 10 : messages])
+    for turn in waiting:
+        ask(turn)
+    counts: Counter[str] = Counter()
+    for number in range(messages):
+        turn = next(turn for turn in waiting if turn.began)
+        if number >= messages // 10:
+            counts[waiting[turn][0]] += 1
+        turn.made()
+        turn.taken()
+        ask(turn)
+    return counts
 
 
 def test_callers_share_equally_however_many_streams_they_have() -> None:
-    bench = Bench(Turns(1, 100 * MIB, 100 * MIB))
-    for number in range(8):
-        bench.stream("many", f"many {number}", MIB)
-    bench.stream("one", "one", MIB)
-    counts = bench.count(600)
-    one, many = counts["one"], sum(counts.values()) - counts["one"]
-    assert 0.8 < one / many < 1.25
-    each = [count for name, count in counts.items() if name != "one"]
-    assert max(each) - min(each) <= 4
+    turns = Turns(1, 100 * MIB, 100 * MIB)
+    streams = [(f"many {number}", "many", MIB) for number in range(8)] + [(f"one {number}", "one", MIB) for number in range(2)]
+    counts = served(turns, streams, 600)
+    one = counts["one 0"] + counts["one 1"]
+    assert 0.95 < one / (counts.total() - one) < 1.05
+    each = [count for name, count in counts.items() if name.startswith("many")]
+    assert max(each) - min(each) <= 2
 
 
 def test_bytes_count_and_not_messages() -> None:
-    bench = Bench(Turns(1, 100 * MIB, 100 * MIB))
-    for _ in range(4):  # Of each caller one waits whenever there is something to choose.
-        bench.stream("a", "large", 4 * MIB)
-        bench.stream("b", "small", MIB)
-    counts = bench.count(400)
-    assert 3 < counts["small"] / counts["large"] < 5
+    streams = [(name, name, nbytes) for name, nbytes in (("large", 4 * MIB), ("small", MIB)) for _ in range(2)]
+    counts = served(Turns(1, 100 * MIB, 100 * MIB), streams, 500)
+    assert 3.8 < counts["small"] / counts["large"] < 4.2
 
 
 def test_a_stream_that_has_just_begun_is_next() -> None:
