@@ -18,6 +18,7 @@ from typing import Any
 from ome_tensor.errors import OmeTensorError, ServerError, Unavailable
 from ome_tensor_proto.status import error_of_reason
 
+from .loads import start_thread
 from .logs import Fields
 
 __all__ = ["Asker", "answer_requests"]
@@ -96,9 +97,11 @@ def answer_requests(connection: socket.socket, offices: Offices) -> None:
     """Answer a worker's requests until it closes its end, each on a thread of its own: a load may take minutes."""
     lock = threading.Lock()
 
-    def serve(request: dict[str, Any]) -> None:
+    def serve(request: dict[str, Any], problem: OmeTensorError | None = None) -> None:
         answer: dict[str, Any] = {"number": request["number"]}
         try:
+            if problem is not None:
+                raise problem
             answer["value"] = offices(request["office"])(**request["values"])
         except Exception as error:
             if not isinstance(error, OmeTensorError):
@@ -117,6 +120,11 @@ def answer_requests(connection: socket.socket, offices: Offices) -> None:
     with connection, connection.makefile("rb") as lines:
         try:
             for line in lines:
-                threading.Thread(target=serve, args=(json.loads(line),), name="ome-tensor-office", daemon=True).start()
+                request = json.loads(line)
+                try:
+                    start_thread(serve, request, name="ome-tensor-office")
+                except Unavailable as error:
+                    # The next one may find a thread.
+                    serve(request, error)
         except (OSError, ValueError):
             return

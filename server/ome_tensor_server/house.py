@@ -141,7 +141,9 @@ def _open_store(settings: Settings, loader: Loader, sources: Sequence[SourceFile
         return 0
 
     try:
-        return open_store(settings.store, [source.location for source in sources], size, settings.dataset_bytes)
+        locations = [source.location for source in sources]
+        # What lies in this process's memory several workers cannot serve.
+        return open_store(settings.store, locations, size, settings.dataset_bytes, is_optional=settings.workers == 1)
     except InvalidArgument as error:
         if settings.store != "auto" or settings.workers > 1:
             raise

@@ -67,7 +67,7 @@ class InPlaceJobs:
         # What goes on from here is taken for what it says.
         whole.validate(full=True)
         with (
-            open(descriptor, "wb", closefd=False) as file,
+            _emptied(descriptor) as file,
             pa.ipc.new_file(pa.PythonFile(_Bounded(file, job["limit"]), mode="w"), schema) as writer,
         ):
             writer.write_table(whole)
@@ -91,7 +91,7 @@ class InPlaceJobs:
     def values(self, job: dict[str, Any], descriptor: int) -> dict[str, Any]:
         """Write stored values as they are."""
         values = self._read(job, lambda pixels: pixels.flat_values(_selection(job)))
-        with open(descriptor, "wb", closefd=False) as file:
+        with _emptied(descriptor) as file:
             _Bounded(file, job["limit"]).write(np.ascontiguousarray(values).view(np.uint8))
         return {"dtype": values.dtype.str}
 
@@ -149,6 +149,13 @@ class InPlaceJobs:
 def _selection(job: dict[str, Any]) -> Selection:
     t, z, c, x, y, w, h = job["selection"]
     return Selection(tuple(t), tuple(z), tuple(c), x, y, w, h)
+
+
+def _emptied(descriptor: int) -> IO[bytes]:
+    """A file to write to: a reader that has died in the middle of the same job may have left a part."""
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return open(descriptor, "wb", closefd=False)
 
 
 class _Bounded:

@@ -132,8 +132,11 @@ class LevelFiles:
                 os.close(descriptor)
                 raise
             with self._lock:
-                self._memory[name] = descriptor
-            return f"/proc/self/fd/{descriptor}"
+                held = self._memory.setdefault(name, descriptor)
+            if held != descriptor:
+                # Made twice at the same time.
+                os.close(descriptor)
+            return f"/proc/self/fd/{held}"
         path = self._folder / name
         # Two servers that make the same write the same; whoever is last wins.
         temporary = path.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -152,7 +155,8 @@ class LevelFiles:
                 file, {"descr": npy.dtype_to_descr(before.meta.dtype), "fortran_order": False, "shape": tuple(size)}
             )
             offset = file.tell()
-            file.truncate(offset + math.prod(size) * before.meta.dtype.itemsize)
+            # With room of its own: written through memory, a hole that finds none on a full disk ends the process.
+            os.posix_fallocate(file.fileno(), 0, offset + math.prod(size) * before.meta.dtype.itemsize)
         out = np.memmap(path, before.meta.dtype, "r+", offset, tuple(size))
         write_level(before, out, progress)
         out.flush()

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from ome_tensor.errors import (
@@ -34,10 +35,10 @@ from .finding import SourceFile, check_below
 from .in_place import Readers
 from .levels import LevelFiles
 from .loading import Loader
-from .loads import Load, as_problem, is_lasting
+from .loads import Load, as_problem, is_lasting, start_thread
 from .logs import Fields
 from .pyramid_office import PyramidOffice
-from .readers.detect import is_address
+from .readers.detect import fingerprint, is_address
 from .room import Room, Share
 from .store import Store
 from .usage import SLOTS, Usage
@@ -223,6 +224,10 @@ class Librarian:
                     f"this server serves at most {SLOTS} datasets", field="name", value=fresh[len(self._slots)].entry.name
                 )
             for kept in fresh:
+                if kept.entry.manifest is not None and not kept.entry.manifest.has_file:
+                    # Since it was looked at, another dataset of this source has left memory, and its file with it.
+                    self._room.give_back(kept.share)
+                    kept.share, kept.entry = None, kept.entry.unloaded(DatasetState.NOT_LOADED)
                 slot = self._slots.popleft()
                 self._usage.clear(slot)
                 kept.entry = replace(kept.entry, slot=slot)
@@ -279,7 +284,8 @@ class Librarian:
             if entry.is_ready:
                 return entry
             if kept.failure is not None:
-                raise kept.failure
+                # Another one each time: an error that is raised again keeps all those calls alive that it went through.
+                raise copy(kept.failure)
             load = kept.load
             if load is None:
                 load = self._begin(kept)
@@ -291,7 +297,7 @@ class Librarian:
                 value=f"{part:.4f}",
             )
         if load.error is not None:
-            raise load.error
+            raise copy(load.error)
         return self.entry(name)
 
     def cancel(self, name: str) -> bool:
@@ -300,11 +306,12 @@ class Librarian:
             return _cancel(self._find(name))
 
     def _begin(self, kept: _Kept) -> Load:
-        load = kept.load = Load()
-        self._usage.set_progress(kept.entry.slot, 0.0)
-        kept.entry = kept.entry.unloaded(DatasetState.LOADING)
+        load, entry = Load(), kept.entry.unloaded(DatasetState.LOADING)
+        self._usage.set_progress(entry.slot, 0.0)
+        # First of all: where there is no thread, nothing is being loaded. It cannot be through before this is, which has the lock.
+        start_thread(self._run, kept, entry, load, name="ome-tensor-load")
+        kept.load, kept.entry = load, entry
         self._tell()
-        threading.Thread(target=self._run, args=(kept, kept.entry, load), name="ome-tensor-load", daemon=True).start()
         return load
 
     def _run(self, kept: _Kept, entry: Entry, load: Load) -> None:
@@ -312,14 +319,18 @@ class Librarian:
         share = _share(entry)
         table: LoadedTable | None = None
         failure: OmeTensorError | None = None
+        before = fingerprint(entry.location)
         try:
             with self._turn(load):
                 loaded, table = self._fetcher.fetch(entry, load, share, anew=kept.is_stale)
         except Exception as error:
             self._room.give_back(share)
             loaded = self._failed(entry, load, error)
-            # Only of the source itself: what the system refuses it may grant the next time.
-            failure = load.error if is_lasting(error) else None
+            # Only of the source itself: what the system refuses it may grant the next time. One that was changed meanwhile is another by now.
+            if is_lasting(error) and fingerprint(entry.location) == before:
+                failure = load.error
+            elif is_lasting(error):
+                loaded = entry.unloaded(DatasetState.NOT_LOADED)
         with self._lock:
             kept.load = None
             if self._install(kept, loaded, table, share):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ome_tensor.errors import (
     Cancelled,
@@ -20,7 +21,7 @@ from ome_tensor.errors import (
 
 from .readers.detect import location_name
 
-__all__ = ["Load", "as_problem", "is_lasting", "kept_problems"]
+__all__ = ["Load", "as_problem", "is_lasting", "kept_problems", "start_thread"]
 
 #: Faults of the source or of its size, which another try would only find again.
 _LASTING = (InvalidRecord, InvalidArgument, LimitExceeded, MissingDependency)
@@ -55,6 +56,14 @@ class Load:
         """Raise Cancelled where it was given up."""
         if self.cancelled.is_set():
             raise Cancelled("the load was cancelled")
+
+
+def start_thread(do: Callable[..., None], *arguments: Any, name: str) -> None:
+    """Have something done by a thread of its own. Raises Unavailable where the system has none left."""
+    try:
+        threading.Thread(target=do, args=arguments, name=name, daemon=True).start()
+    except RuntimeError:
+        raise Unavailable("this server has no thread left to do it; try again shortly", field="threads") from None
 
 
 def is_lasting(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from .finding import find_sources
 from .librarian import Librarian
 from .loading import Loader
 from .loads import kept_problems
-from .readers.detect import is_address
+from .readers.detect import is_address, leads_up
 from .uploads import Uploads
 
 __all__ = ["AskedOffice", "Office", "OwnOffice"]
@@ -105,7 +105,9 @@ class OwnOffice:
                     f"{path!r} is a folder of {len(sources)} sources: they cannot all be named {name!r}", field="name", value=name
                 )
             sources = [replace(sources[0], name=name)]
-        # What is found in a folder has to stay in it; what was named itself, below the root that allows it.
+        # What is found in a folder has to stay in it; what was named itself, below the root that allows it. The folder may be a link by now.
+        if any(source.root and not Path(source.root).is_relative_to(root) for source in sources):
+            raise _refusal(path)
         sources = [source if source.root else replace(source, root=root) for source in sources]
         return [entry.name for entry in self._librarian.register(sources)]
 
@@ -115,14 +117,12 @@ class OwnOffice:
         Raises:
             InvalidArgument: it lies outside every root.
         """
-        refusal = InvalidArgument(
-            f"{path!r} does not lie below any folder that this server may serve (roots)", field="path", value=path
-        )
+        refusal = _refusal(path)
         if "\0" in path or not path:
             raise refusal
         if is_address(path):
             below = (root for root in self._roots if is_address(root))
-            if ".." in path.split("/") or not any(path == root or path.startswith(root.rstrip("/") + "/") for root in below):
+            if leads_up(path) or not any(path == root or path.startswith(root.rstrip("/") + "/") for root in below):
                 raise refusal
             return ""
         real = Path(os.path.realpath(path))
@@ -153,6 +153,12 @@ class OwnOffice:
         try:
             entry = self._librarian.entry(name)
         except DatasetNotFound:
+            if not replaces and self._uploads.has(name):
+                raise InvalidArgument(
+                    f"there is an upload {name!r} already, which is not served now; upload it with replace to take its place",
+                    field="header.name",
+                    value=name,
+                ) from None
             return
         if not entry.is_upload:
             raise InvalidArgument(
@@ -204,6 +210,10 @@ class OwnOffice:
                 found[1] -= 1
                 if not found[1]:
                     del self._locks[name]
+
+
+def _refusal(path: str) -> InvalidArgument:
+    return InvalidArgument(f"{path!r} does not lie below any folder that this server may serve (roots)", field="path", value=path)
 
 
 _METHODS = ("load", "cancel", "make_level", "register", "refresh", "remove", "check_upload", "check_part", "take_upload")

@@ -17,7 +17,9 @@ __all__ = ["open_store"]
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def open_store(setting: str, locations: Sequence[str], size: Callable[[str], int], most: int) -> Store | None:
+def open_store(
+    setting: str, locations: Sequence[str], size: Callable[[str], int], most: int, *, is_optional: bool = True
+) -> Store | None:
     """The store that a setting means.
 
     Args:
@@ -26,6 +28,7 @@ def open_store(setting: str, locations: Sequence[str], size: Callable[[str], int
         locations: What is to be served.
         size: About the bytes that a source will take.
         most: No more will be there at a time.
+        is_optional: Whether what finds no room with ``auto`` may be kept in this process's own memory.
 
     Raises:
         InvalidArgument: the folder cannot be used.
@@ -46,7 +49,7 @@ def open_store(setting: str, locations: Sequence[str], size: Callable[[str], int
     for place in places:
         others = [other for other in places if other != place]
         try:
-            return Store(place, others[0] if others else None, is_optional=True)
+            return Store(place, others[0] if others else None, is_optional=is_optional)
         except InvalidArgument as error:
             problems.append(error)
     raise problems[0]

@@ -17,7 +17,7 @@ from ome_tensor.tables import ImageTable
 from .budget import human_bytes
 from .entries import Entry
 from .levels import LevelFiles, level_bytes, level_name, open_level
-from .loads import Load, as_problem
+from .loads import Load, as_problem, start_thread
 from .logs import Fields
 from .room import Room, Share
 
@@ -93,10 +93,9 @@ class PyramidOffice:
             _, load = self._making.get(name, (entry, None))
             if load is None:
                 load = Load()
+                # Where there is no thread, nothing is being made. It cannot be through before this is, which has the lock.
+                start_thread(self._run, entry, column, row, level, name, load, name="ome-tensor-level")
                 self._making[name] = entry, load
-                threading.Thread(
-                    target=self._run, args=(entry, column, row, level, name, load), name="ome-tensor-level", daemon=True
-                ).start()
         if not load.done.wait(patience):
             raise Unavailable(
                 f"level {level} of {key} is being made ({load.progress:.0%}); try again shortly",
@@ -198,7 +197,12 @@ class PyramidOffice:
                     raise
             else:
                 path = found
-            pixels = open_level(path, name, meta, level)
+            try:
+                pixels = open_level(path, name, meta, level)
+            except (FileNotFoundError, BlockingIOError):
+                raise Unavailable(
+                    f"level {level} of {image.key} has left memory for others; try again", field="loading", value="0"
+                ) from None
             before += size
         images.forget()
         return path
@@ -219,5 +223,9 @@ class PyramidOffice:
             if not self._is_served(entry):
                 self._files.forget(entry.location, entry.version)
                 raise Unavailable(f"dataset {entry.name!r} was replaced; try again", field="loading", value="0")
-            self._made[name] = _Made(entry.location, entry.version, share, time.monotonic_ns())
+            if name in self._made:
+                # Made for the sake of another level at the same time: it is there once.
+                self._room.give_back(share)
+            else:
+                self._made[name] = _Made(entry.location, entry.version, share, time.monotonic_ns())
         return path

@@ -211,6 +211,10 @@ class Uploads:
         # Renaming one name of a file over another does nothing.
         before.unlink(missing_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether there is an upload of that name, served or not. Raises InvalidArgument for a name that no file can have."""
+        return self._path(name).exists()
+
     def remove(self, name: str) -> None:
         """Delete an upload. Raises OSError."""
         self._path(name).unlink(missing_ok=True)

@@ -40,10 +40,14 @@ def check_upload(location: str) -> int:
                 row += batch.num_rows
                 nbytes += batch.nbytes
             # Arrow takes a stream that ends without its marker for a whole one.
-            size = file.size()
+            size, end = file.size(), file.tell()
             file.seek(max(0, size - 8))
             if file.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
                 raise InvalidRecord("the upload ends without the end-of-stream marker: it is not whole", field="payload")
+            if end != size:
+                raise InvalidRecord(
+                    f"the upload has {size - end} bytes behind the end of its stream: send one stream", field="payload"
+                )
             if row == 0:
                 raise InvalidRecord("the upload has no rows", field="payload")
             return nbytes

@@ -19,6 +19,7 @@ from ome_tensor.errors import DatasetNotFound, OmeTensorError
 from .entries import Entry
 from .finding import SourceFile, find_all
 from .librarian import Librarian
+from .loads import is_lasting
 from .readers.detect import fingerprint
 
 __all__ = ["FolderWatch"]
@@ -96,7 +97,9 @@ class FolderWatch:
             try:
                 self._look_at(source, now, entries.get(location, []), names)
             except OmeTensorError as error:
-                self._refused[location] = now
+                # Others pass: a disk that is full, a load that was given up. Then it is tried again.
+                if is_lasting(error):
+                    self._refused[location] = now
                 _log.warning("%s cannot be served as it is now: %s", location, error)
             except Exception:
                 # Others are looked at all the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -14,7 +15,7 @@ from .base import OpenedSource
 from .files import file_fingerprint
 from .folders import folder_fingerprint
 
-__all__ = ["fingerprint", "is_address", "location_name", "looks_like_source", "open_source"]
+__all__ = ["fingerprint", "is_address", "leads_up", "location_name", "looks_like_source", "open_source"]
 
 #: What a file of a format begins with. A reader is a module and a class, imported when it is needed.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -46,6 +47,15 @@ _EXTRAS = {"vortex": "vortex"}
 def is_address(location: str) -> bool:
     """Whether a location is an address and no path."""
     return location.startswith(_ADDRESSES)
+
+
+def leads_up(path: str) -> bool:
+    """Whether a path, or an address, has a part that leads up, in whatever way it is written.
+
+    Whoever asks an address decodes the parts of its path first, and leaves out some characters between (https://url.spec.whatwg.org/#url-parsing).
+    """
+    plain = unquote(path.translate(dict.fromkeys(map(ord, "\t\r\n"))))
+    return ".." in re.split(r"[/\\]", plain)
 
 
 def location_name(location: str) -> str:

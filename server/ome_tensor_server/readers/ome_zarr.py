@@ -25,7 +25,7 @@ from ome_tensor.record import Channel, ImageMeta
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
 from .base import InPlace, OpenedSource, Progress
-from .detect import is_address, location_name
+from .detect import is_address, leads_up, location_name
 from .direct import arrays_in_place
 from .folders import FileState, file_state, folder_digest, folder_fingerprint, folder_states, states_fingerprint
 
@@ -337,7 +337,7 @@ def _listed(parent: Any, name: str, kind: type = dict) -> list[Any]:
 def _path(entry: Mapping[str, Any]) -> str:
     """A path that metadata name; never one that leads out."""
     path = entry.get("path")
-    if not isinstance(path, str) or not path or path.startswith("/") or "\\" in path or ".." in Path(path).parts:
+    if not isinstance(path, str) or not path or path.startswith("/") or "\\" in path or leads_up(path):
         raise _Unreadable(f"its metadata name a path {path!r} that does not lie in it")
     return path
 

@@ -38,6 +38,10 @@ _SIZES = ("size_t", "size_z", "size_c", "size_y", "size_x")
 _LARGEST_GROUP = 512 << 20
 
 
+#: Rows of a group whose indexes are kept: some 10 KiB each, which no cache counts.
+_INDEXES_KEPT = 1024
+
+
 class _GroupInfo(NamedTuple):
     """A row group: its rows, and about what it takes when it is decoded."""
 
@@ -222,6 +226,8 @@ class _Group:
         found = self._pixels.get(row)
         if found is None:
             found = self._pixels[row] = StoredPixels(self.array[row], chunks)
+            if len(self._pixels) > _INDEXES_KEPT:
+                self._pixels.pop(next(iter(self._pixels)))
         return found
 
 
