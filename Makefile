@@ -61,6 +61,16 @@ exactly-once: $(VENV)/.stamp-test ## read a thousand random epochs, over ranks, 
 fuzz: $(VENV)/.stamp-test ## feed damaged files to the readers (FUZZ_SECONDS=600)
 	$(BIN)/python -m tests.unit.fuzz_readers $(or $(FUZZ_SECONDS),600)
 
+.PHONY: fuzz-port
+fuzz-port: $(VENV)/.stamp-test ## send a server whatever there is, requests and raw bytes (FUZZ_INPUTS=1000000)
+	$(BIN)/python -m tests.fuzz --seconds 3600 --inputs $(or $(FUZZ_INPUTS),1000000)
+
+.PHONY: fuzz-coverage
+fuzz-coverage: $(VENV)/.stamp-test ## coverage-guided fuzzing of codecs and readers, twenty minutes (wants atheris, see tests/unit/fuzz_codecs.py)
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.unit.fuzz_codecs messages -max_total_time=720 -timeout=30
+	$(BIN)/python -m tests.unit.fuzz_codecs readers -max_total_time=720 -timeout=30 -rss_limit_mb=4096
+
 .PHONY: faults
 faults: $(VENV)/.stamp-test ## cut, damage, silence, kill, fill: each fault for a while, under each kind of read (FAULT_SECONDS=15)
 	$(BIN)/python -m tests.integration.faults --seconds $(or $(FAULT_SECONDS),15)
@@ -70,7 +80,7 @@ load: $(VENV)/.stamp-test ## 256 streams on one server (LOAD_SECONDS=600)
 	$(BIN)/python -m benchmarks.load --seconds $(or $(LOAD_SECONDS),600)
 
 .PHONY: soak
-soak: load faults fuzz ## all that takes long: load, faults and fuzz, an hour
+soak: load faults fuzz fuzz-port fuzz-coverage ## all that takes long: load, faults, fuzz; an hour and a half
 
 .PHONY: proto
 proto: .venv-proto/.stamp-$(GRPC_TOOLS) ## regenerate the code of the wire contract

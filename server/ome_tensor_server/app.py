@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_SERVICE
 
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidArgument
@@ -26,6 +25,7 @@ from .control import Control
 from .drain import ActiveCalls, stop_listening, wait_until_sent
 from .entries import Entry
 from .finding import SourceFile
+from .health import MOST_WATCHES, Health
 from .house import House
 from .http_port import HttpPort
 from .in_place import settings_readers
@@ -33,6 +33,7 @@ from .limits import Rates
 from .logs import Fields
 from .meters import Meters, MetricsPage
 from .offices import Office
+from .reflection import Reflection
 from .rpc import handlers
 from .service import TensorService
 from .settings import Settings, split_address
@@ -49,9 +50,6 @@ _log = logging.getLogger(__name__)
 #: Threads beside those for reads: metadata calls are short, and must get through while every read slot is taken.
 _METADATA_THREADS = 16
 
-#: Health watches at one time: each holds a thread for as long as its client likes.
-_MOST_WATCHES = 32
-
 _OPTIONS = (
     # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
     ("grpc.http2.max_frame_size", (16 << 20) - 1),
@@ -62,48 +60,6 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-
-
-class _Health(health.HealthServicer):
-    """The health service; remembers who is watching, so that a shutdown need not wait for them.
-
-    Args:
-        catch_up: Waits until this worker serves what another one may have said it serves.
-    """
-
-    def __init__(self, catch_up: Callable[[], None]) -> None:
-        super().__init__()
-        self._catch_up = catch_up
-        self._lock_watches = threading.Lock()
-        self._watches: set[grpc.ServicerContext] = set()
-
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """See ``grpc.health.v1.Health``."""
-        self._catch_up()
-        return super().Check(request, context)
-
-    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:
-        """See ``grpc.health.v1.Health``; one watch too many ends with RESOURCE_EXHAUSTED."""
-        with self._lock_watches:
-            is_one_too_many = len(self._watches) >= _MOST_WATCHES
-            if not is_one_too_many:
-                self._watches.add(context)
-        if is_one_too_many:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {_MOST_WATCHES} health watches at once")
-        if not context.add_callback(lambda: self._forget(context)):
-            self._forget(context)
-        return super().Watch(request, context, send_response_callback)
-
-    def _forget(self, context: grpc.ServicerContext) -> None:
-        with self._lock_watches:
-            self._watches.discard(context)
-
-    def end_watches(self) -> None:
-        """Cancel every watch."""
-        with self._lock_watches:
-            watches = list(self._watches)
-        for context in watches:
-            context.cancel()
 
 
 class TensorServer:
@@ -137,7 +93,7 @@ class TensorServer:
         gate = Gate(Authenticator(settings), Rates(settings), self._meters)
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
-        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS + _MOST_WATCHES
+        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS + MOST_WATCHES
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
             self._threads,
@@ -164,23 +120,19 @@ class TensorServer:
         admin = AdminService(self._service.policy, lambda: self._service.office, self._service.info, self._uploads, self._page)
         self._http: HttpPort | None = None
         self._calls = ActiveCalls()
-        self._health = _Health(self._service.catch_up)
+        self._health = Health(self._service.catch_up, settings.stall_seconds)
         self._stopping = threading.Event()
         self._house: House | None = None
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._server.add_generic_rpc_handlers(
-            (
-                handlers(
-                    dict(self._service.methods) | dict(admin.methods),
-                    gate,
-                    self._calls,
-                    settings.max_request_bytes,
-                    settings.stall_seconds,
-                ),
-            )
+        methods = handlers(
+            dict(self._service.methods) | dict(admin.methods),
+            gate,
+            self._calls,
+            settings.max_request_bytes,
+            settings.stall_seconds,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection = Reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, REFLECTION_SERVICE))
+        self._server.add_generic_rpc_handlers((methods, self._health.handler, reflection.handler))
 
     def _report(self) -> None:
         """What is not counted call by call."""
@@ -197,8 +149,7 @@ class TensorServer:
         return dataset_gauges(catalogue.entries, catalogue.resident_bytes, self.settings)
 
     def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE, ADMIN_SERVICE):
-            self._health.set(name, status)
+        self._health.set(("", SERVICE, ADMIN_SERVICE), status)
 
     @property
     def address(self) -> str:
@@ -290,7 +241,7 @@ class TensorServer:
         if self._shares_port and self.port:
             # Whoever connects from now on reaches a worker that stays. A server on its own goes on to say that it is shutting down.
             stop_listening(self.port)
-        self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         self._service.drain()
         # Connections stay open, and new calls are refused by the service, until what runs has arrived: gRPC's own stop closes a connection
         # behind its last call, which may cost a slow client the end of its stream.

@@ -120,7 +120,9 @@ def _only(handler: Handler) -> Handler:
         messages: Generator[bytes, None, None] = handler(request, call)
         # The stream's own clean-up runs when it is closed: at once, since it holds a place among the concurrent reads.
         with closing(messages):
-            message = next(messages)
+            message = next(messages, None)
+            if message is None:
+                raise gone()  # A stream without a message is one that nobody wants any more.
             if next(messages, None) is not None:
                 raise InvalidArgument(f"{ONE_MESSAGE}: this read takes more than one message", field=ONE_MESSAGE)
             return message

@@ -241,7 +241,12 @@ class OrderedTiles(Sequence[Tile]):
                     raise InvalidArgument(
                         f"span {span} leads to position {end} of an order of {total} tiles", field="spans", value=span
                     )
-            self._spans = np.concatenate([spans, np.cumsum(spans[:, 1:2], axis=0)], axis=1).astype(np.int64)
+            # Where a span of no position begins, and how far apart those of a single one are, means nothing and may be any number.
+            spans[:, 0], spans[:, 2] = np.minimum(spans[:, 0], total), np.minimum(spans[:, 2], max(1, total))
+            ends = np.cumsum(spans[:, 1:2], axis=0)
+            if ends[-1, 0] > np.iinfo(np.int64).max:
+                raise InvalidArgument(f"the spans have {ends[-1, 0]} positions together", field="spans", value=ends[-1, 0])
+            self._spans = np.concatenate([spans, ends], axis=1).astype(np.int64)
             self._length = max(0, int(self._spans[-1, 3]) - order.start)
             return
         in_shard = max(0, -(-(total - order.shard_index) // order.shard_count))
