@@ -110,3 +110,56 @@ print(load_anonymous(path, loader).file)
         6 << 20,
     )
     assert lines == ["28", "True", "28", "False", "None"]
+
+
+def test_a_level_finds_no_room(tmp_path: Path) -> None:
+    """That is an error; written through memory that lies in a full file system it would be the end of the process."""
+    lines = auto(
+        tmp_path,
+        """
+import numpy as np
+from ome_tensor.pyramids import ArrayPixels
+from ome_tensor.record import ImageMeta
+from ome_tensor.selection import Extent
+from ome_tensor_server.levels import LevelFiles
+levels = LevelFiles(Path("/dev/shm/levels"))
+fill(leaving=500_000)
+array = np.ones((1, 1, 1, 4096, 4096), np.uint8)
+meta = ImageMeta(Extent(*array.shape), array.dtype)
+try:
+    levels.make("level", ArrayPixels(meta, array), lambda written: None)
+except OSError as error:
+    print(error.errno)
+print(len(os.listdir("/dev/shm/levels")))
+""",
+        6 << 20,
+    )
+    assert lines == ["28", "0"]
+
+
+def test_several_workers_keep_nothing_in_memory(tmp_path: Path) -> None:
+    """What no store has room for lies nowhere for a worker: it is refused, and may be loaded once there is room."""
+    lines = auto(
+        tmp_path,
+        """
+from ome_tensor_server.finding import find_sources
+from ome_tensor_server.house import House
+from ome_tensor_server.settings import Settings
+from ome_tensor_server.usage import Usage
+os.environ["XDG_CACHE_HOME"] = "/dev/shm/cache"
+sources = find_sources([path])
+for workers in (1, 2):
+    house = House(Settings(workers=workers), Usage(workers), lambda *_: None, None, sources)
+    house.move_in(sources, lambda: False)
+    fill(leaving=500_000)
+    try:
+        print(house.librarian.load(sources[0].name).manifest)
+    except Exception as error:
+        print(type(error).__name__)
+    os.unlink("/dev/shm/filler")
+    house.close()
+print(house.librarian.load(sources[0].name).manifest.rows)
+""",
+        6 << 20,
+    )
+    assert lines == ["None", "Overloaded", "1"]
