@@ -70,7 +70,8 @@ def check_tiles(tiles: OrderedTiles, dtype: np.dtype, settings: Settings) -> Non
         )
     if tiles.tiling.edge == "pad":
         tiles.tiling.pad_value(dtype)
-    nbytes = math.prod(tiles.shape) * dtype.itemsize
+    # Of a view without elements, too: no format has a place for a side of 2**63.
+    nbytes = math.prod(max(1, side) for side in tiles.shape) * dtype.itemsize
     if tiles.tiling.kind in ("tiles", "tiles_3d", "windows", "centred") and nbytes > settings.max_tile_bytes:
         raise LimitExceeded(
             f"a tile of shape {tiles.shape} is {nbytes} bytes; this server sends at most {settings.max_tile_bytes} (max_tile_bytes)",

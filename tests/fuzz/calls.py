@@ -115,7 +115,7 @@ def _wrong_of_grpc(request: Request, method: Method | None, answer: Answer) -> s
                 method.request.FromString(message)
             except DecodeError:
                 return None
-    if answer.code == grpc.StatusCode.RESOURCE_EXHAUSTED and method.name == "ServerReflectionInfo":
+    if answer.code == grpc.StatusCode.RESOURCE_EXHAUSTED and method.name in ("ServerReflectionInfo", "Watch"):
         return None
     return said
 

@@ -13,7 +13,7 @@ __all__ = ["MEASURES", "Sample", "Watch", "alarms", "growth", "sample"]
 
 #: What may come on top of the median after the warm-up, in the units of :data:`MEASURES`. Memory: pages that the allocator keeps for the next large
 #: request of a few at once. Threads: a pool that grows with how many calls happen to run at once; descriptors: connections, which come and go.
-_MOST_MORE = {"resident MiB": 96, "threads": 64, "descriptors": 64}
+_MOST_MORE = {"resident MiB": 64, "threads": 64, "descriptors": 64}
 
 #: And on top of what there was before anybody connected, once all clients have gone.
 _MOST_LEFT = {"descriptors": 16, "children": 8}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 
 import grpc
 import pytest
+from tests.integration.processes import wait_until
 from tests.integration.raw import raw_client, reason_of, request
 
 from ome_tensor_proto.methods import ADMIN_METHODS, ONE_MESSAGE
@@ -43,6 +46,45 @@ def test_a_span_beyond_what_can_be_counted(served: RunningServer) -> None:
     with raw_client(served.target) as raw, pytest.raises(grpc.RpcError) as caught:
         raw.call("ResolveView", pb.ResolveViewRequest(key="image", order=order))
     assert reason_of(caught.value)[0] == "INVALID_ARGUMENT"
+
+
+def test_a_tile_of_nothing_that_is_wider_than_a_number(served: RunningServer) -> None:
+    """A view without elements has tiles of no bytes, however large they are said to be."""
+    nothing = view_pb2.View(t=view_pb2.AxisIndex(list=view_pb2.IndexList()))
+    tiling = view_pb2.Tiling(tiles=view_pb2.TilesCut(h=16, w=_MOST), edge=view_pb2.EDGE_POLICY_PAD)
+    with raw_client(served.target) as raw, pytest.raises(grpc.RpcError) as caught:
+        raw.read(request(view=nothing, tiling=tiling))
+    assert reason_of(caught.value) == ("LIMIT_EXCEEDED", "tiling")
+
+
+def test_reflection_of_garbage(served: RunningServer, server_log: pytest.LogCaptureFixture) -> None:
+    """Refused as other garbage is, and forgotten: gRPC's own deserialiser writes a traceback, and keeps two of three such calls for good."""
+    with raw_client(served.target) as raw:
+        reflect = raw.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        for _ in range(20):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(reflect(iter([b"\xff"]), timeout=10))
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    wait_until(lambda: not served.server._server._state.rpc_states, "all calls are forgotten")  # type: ignore[attr-defined]
+    assert "Traceback" not in server_log.text
+
+
+def test_reflection_of_many_at_once(served: RunningServer) -> None:
+    """Each such call holds a thread for as long as its client likes: more than a few are refused, and others get through."""
+    waiting = threading.Event()
+
+    def nothing_yet() -> Iterator[bytes]:
+        waiting.wait(20)
+        yield from ()
+
+    with raw_client(served.target) as raw:
+        reflect = raw.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        calls = [reflect(nothing_yet(), timeout=20) for _ in range(30)]
+        wait_until(lambda: sum(call.done() for call in calls) == 22, "all but eight are refused")
+        assert raw.call("ListDatasets", pb.ListDatasetsRequest()).datasets
+        waiting.set()
+        codes = [call.code() for call in calls]
+    assert sorted(code.name for code in codes) == ["OK"] * 8 + ["RESOURCE_EXHAUSTED"] * 22
 
 
 def test_a_client_that_leaves_before_its_only_message(served: RunningServer, server_log: pytest.LogCaptureFixture) -> None:
