@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import grpc
 from ome_tensor.errors import InvalidArgument
 from ome_tensor_proto.methods import REQUEST_ID
 
-from .options import Options
+from .options import Options, is_socket
 from .tracing import begin_span, end_span
 
 __all__ = ["Identity", "Outgoing"]
@@ -38,8 +38,9 @@ class Outgoing:
     """
 
     request_id: str
-    token: str
-    metadata: Metadata
+    # Kept out of what a traceback may show, as it is in the options.
+    token: str = field(repr=False)
+    metadata: Metadata = field(repr=False)
     span: Any = None
 
     def __enter__(self) -> Self:
@@ -137,7 +138,7 @@ def _content(name: str, path: str) -> bytes | None:
 
 def _is_near(target: str) -> bool:
     """Whether a target is on this host."""
-    if target.startswith("unix"):
+    if is_socket(target):
         return True
     host = target.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:").lstrip("/").rpartition(":")[0].strip("[]")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 from ome_tensor.errors import InvalidArgument
 from ome_tensor.keys import check_name
 
-__all__ = ["COMPRESSIONS", "MOST_CONNECTIONS", "TRANSPORTS", "Options", "checked_target", "checked_targets"]
+__all__ = ["COMPRESSIONS", "MOST_CONNECTIONS", "TRANSPORTS", "Options", "checked_target", "checked_targets", "is_socket"]
 
 #: What :attr:`Options.compression` may be.
 COMPRESSIONS = ("none", "lz4", "zstd", "auto")
@@ -136,7 +136,7 @@ def checked_targets(target: str | Sequence[str]) -> tuple[str, ...]:
     given: list[Any]
     if isinstance(target, str):
         # A path of a socket may have one in it.
-        given = [target] if re.match(r"unix", target) else target.split(",")
+        given = [target] if is_socket(target) else target.split(",")
     elif isinstance(target, (list, tuple)):
         given = list(target)
     else:
@@ -150,6 +150,11 @@ def checked_targets(target: str | Sequence[str]) -> tuple[str, ...]:
         if one in found[:place]:
             raise InvalidArgument(f"target {one!r} is named twice", field="target", value=one)
     return found
+
+
+def is_socket(target: str) -> bool:
+    """Whether a target is a socket on this host; a host may be called ``unixbox``."""
+    return target.startswith(("unix:", "unix-abstract:"))
 
 
 def checked_target(target: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,11 +19,16 @@ __all__ = ["HttpPort"]
 
 _log = logging.getLogger(__name__)
 
-#: Seconds for a request to arrive, and for its answer to be taken.
+#: Seconds for the next bytes of a request, or for those of its answer to be taken; twice as many for all of it.
 _PATIENCE = 10.0
 
 #: Connections at a time: a probe and a few scrapers need no more.
 _MOST_CONNECTIONS = 32
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class HttpPort:
@@ -84,9 +90,14 @@ class HttpPort:
                     self.shutdown_request(request)
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
+                # The handler's timeout is of each byte: whoever sends one now and then would keep a place for as long as he likes.
+                timer = threading.Timer(2 * _PATIENCE, _hang_up, (request,))
+                timer.daemon = True
                 try:
+                    timer.start()
                     super().process_request_thread(request, client_address)
                 finally:
+                    timer.cancel()
                     places.release()
 
             def handle_error(self, request: Any, client_address: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import threading
 import time
 import urllib.request
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,10 +34,19 @@ _KEYS_FOR, _KEYS_AGAIN = 300.0, 30.0
 _FETCH_SECONDS = 5.0
 _MOST_KEY_BYTES = 1 << 20
 
-#: Tokens whose signature has been checked, so that each call need not; and for how many seconds: a provider may withdraw a key.
-_KEPT, _KEPT_FOR = 1024, 60.0
+#: Tokens whose signature has been checked, so that each call need not.
+_KEPT = 1024
 
 _LONGEST_TOKEN = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Whose a token is, and by which key that was found."""
+
+    principal: Principal
+    key_id: str | None
+    key: Any
 
 
 class OidcVerifier:
@@ -59,7 +70,7 @@ class OidcVerifier:
         self._claim, self._leeway = settings.oidc_claim, settings.oidc_leeway_seconds
         self._keys = _Keys(settings.oidc_jwks, jwt)
         self._lock = threading.Lock()
-        self._checked: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+        self._checked: OrderedDict[str, _Checked] = OrderedDict()
 
     def authenticate(self, text: str) -> Principal:
         """The subject of a token.
@@ -68,21 +79,20 @@ class OidcVerifier:
             NotAuthenticated: it is not this provider's, not for this server, expired, not valid yet, or altered.
             Unavailable: the provider's keys cannot be had.
         """
-        now = time.monotonic()
         with self._lock:
-            known, until = self._checked.get(text, (None, now))
-        if known is None or now >= until:
+            known = self._checked.get(text)
+        # A key that its provider has taken back is good for nothing, also where it was good before.
+        if known is None or not self._keys.has(known.key_id, known.key):
             known = self._verify(text)
             with self._lock:
-                self._checked[text] = known, now + _KEPT_FOR
-                self._checked.move_to_end(text)
+                self._checked[text] = known
                 if len(self._checked) > _KEPT:
                     self._checked.popitem(last=False)
-        if not known.is_valid:
+        if not known.principal.is_valid:
             raise NotAuthenticated("the token has expired", field="authorization")
-        return known
+        return known.principal
 
-    def _verify(self, text: str) -> Principal:
+    def _verify(self, text: str) -> _Checked:
         jwt = self._jwt
         if len(text) > _LONGEST_TOKEN:
             raise NotAuthenticated("the token is too long", field="authorization")
@@ -91,7 +101,8 @@ class OidcVerifier:
             # From a list of our own: what the token says of itself is what an attacker says.
             if head.get("alg") not in _ALGORITHMS:
                 raise NotAuthenticated("the token is signed in a way that this server does not take", field="authorization")
-            key = self._keys.find(head.get("kid"))
+            key_id = head.get("kid")
+            key = self._keys.find(key_id)
             claims = jwt.decode(
                 text,
                 key,
@@ -116,7 +127,7 @@ class OidcVerifier:
             raise NotAuthenticated("this server does not know the token", field="authorization") from None
         subject = str(claims["sub"])[:100]
         expires = float(claims["exp"]) + self._leeway
-        return Principal(f"subject {subject}", _scopes(claims.get(self._claim)), expires)
+        return _Checked(Principal(f"subject {subject}", _scopes(claims.get(self._claim)), expires), key_id, key)
 
 
 def _scopes(claim: Any) -> tuple[Scope, ...]:
@@ -129,6 +140,21 @@ def _scopes(claim: Any) -> tuple[Scope, ...]:
         except InvalidArgument:
             continue  # Another service's: openid, email ...
     return tuple(found)
+
+
+def _is_plain(address: str) -> bool:
+    """Whether what comes from an address could be changed on its way."""
+    parts = urlsplit(address)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows where an address sends on to, but not out of https."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if _is_plain(newurl) or urlsplit(newurl).scheme not in ("http", "https"):
+            raise OSError(f"it sends on to {newurl!r}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Keys:
@@ -147,7 +173,7 @@ class _Keys:
         self._seen: tuple[int, int] | None = None
         address = urlsplit(source)
         self._is_address = address.scheme in ("http", "https")
-        if address.scheme == "http" and not is_loopback(address.hostname or ""):
+        if _is_plain(source):
             raise InvalidArgument(
                 f"oidc_jwks must be https: whoever changes keys on their way makes tokens: {source!r}",
                 field="oidc_jwks",
@@ -160,18 +186,35 @@ class _Keys:
         """A key. Raises NotAuthenticated where there is none of that id; Unavailable where there are none at all."""
         with self._lock:
             self._refresh(_KEYS_FOR if key_id in self._keys else _KEYS_AGAIN)
-            # A token that names no key can only be of the only one.
-            key = next(iter(self._keys.values())) if key_id is None and len(self._keys) == 1 else self._keys.get(key_id)
+            key = self._current(key_id)
         if key is None:
             raise NotAuthenticated("this server does not know the token (its key)", field="authorization")
         return key
 
+    def has(self, key_id: str | None, key: Any) -> bool:
+        """Whether a key that was found still is what would be found, as far as can be told without waiting for anybody."""
+        if self._is_address:
+            is_fresh = time.monotonic() - self._read_at < _KEYS_FOR
+        else:
+            try:
+                is_fresh = self._look() == self._seen
+            except OSError:
+                is_fresh = False
+        return is_fresh and self._current(key_id) is key
+
+    def _current(self, key_id: str | None) -> Any:
+        keys = self._keys
+        # A token that names no key can only be of the only one.
+        return next(iter(keys.values())) if key_id is None and len(keys) == 1 else keys.get(key_id)
+
+    def _look(self) -> tuple[int, int]:
+        found = Path(self._source).stat()
+        return found.st_mtime_ns, found.st_ino
+
     def _refresh(self, after: float) -> None:
         if not self._is_address:
-            path = Path(self._source)
             try:
-                found = path.stat()
-                seen = found.st_mtime_ns, found.st_ino
+                seen = self._look()
                 if seen != self._seen:
                     self._load(_read_file(self._source))
                     self._seen = seen
@@ -183,9 +226,9 @@ class _Keys:
         self._read_at = time.monotonic()
         try:
             request = urllib.request.Request(self._source, headers={"Accept": "application/json"})
-            with urllib.request.urlopen(request, timeout=_FETCH_SECONDS) as answer:
+            with urllib.request.build_opener(_Redirects).open(request, timeout=_FETCH_SECONDS) as answer:
                 self._load(json.loads(answer.read(_MOST_KEY_BYTES)))
-        except (OSError, ValueError, InvalidArgument) as error:
+        except (OSError, ValueError, http.client.HTTPException, InvalidArgument) as error:
             _log.error(Fields("oidc", error=f"keys of {self._source}: {error}"))
             if not self._keys:
                 # At the next call again.

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -93,13 +93,16 @@ class _Methods(grpc.GenericRpcHandler):
         if path not in self._table:
             return None
         try:
-            self._gate.authenticator.check(handler_call_details.invocation_metadata)
+            is_checked = self._gate.authenticator.check(handler_call_details.invocation_metadata)
         except OmeTensorError as error:
             # Whatever the method is: on the wire an answer without a message is the same for all.
             return grpc.stream_stream_rpc_method_handler(_refusing(self._names[path], error, self._gate, self._calls))
+        handler = self._table[path]
         if path in self._of_one_message and any(name == ONE_MESSAGE for name, _ in handler_call_details.invocation_metadata):
-            return self._of_one_message[path]
-        return self._table[path]
+            handler = self._of_one_message[path]
+        if is_checked or handler.request_streaming:
+            return handler
+        return grpc.stream_stream_rpc_method_handler(_checking(self._names[path], handler, self._gate, self._calls))
 
 
 def _refusing(
@@ -109,6 +112,30 @@ def _refusing(
         calls.add(context)
         _refuse(error, Call(method, context, gate), context)
         yield b""  # Never: it makes this the generator that gRPC wants.
+
+    return answer
+
+
+def _checking(
+    name: str,
+    handler: Any,  # grpcio's stub knows a handler's functions only as ones that may not be there.
+    gate: Gate,
+    calls: ActiveCalls,
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+    """A handler that finds out who calls before it waits for the request: what a stream is sent can be waited for later."""
+
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            gate.authenticator.principal(context.invocation_metadata(), cast(Any, context.auth_context))
+        except Exception as error:
+            calls.add(context)
+            _refuse(error, Call(name, context, gate), context)
+        for request in requests:
+            if handler.response_streaming:
+                yield from handler.unary_stream(request, context)
+            else:
+                yield handler.unary_unary(request, context)
+            return
 
     return answer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 
 import numpy as np
@@ -340,7 +340,10 @@ class TensorService:
     def read_tiles(self, request: pb.ReadTilesRequest, call: Call) -> Iterator[bytes]:
         """The tiles of a view, as message bytes."""
         check_images_named(request)
-        with self.reads.one(call.caller.key):
+        with ExitStack() as after:
+            # Of a read that fails or is given up as well, once it has left its place.
+            after.callback(self._report_read)
+            after.enter_context(self.reads.one(call.caller.key))
             is_long = False
             self._report_read()
             try:
@@ -355,7 +358,6 @@ class TensorService:
                     with self._lock:
                         self._long_reads -= 1
                         self._report()
-        self._report_read()
 
     def map_dataset(self, request: pb.MapDatasetRequest, call: Call) -> pb.MapDatasetResponse:
         """Where a client on this host finds a dataset's file."""

@@ -225,11 +225,9 @@ class TileRead:
             except _DamagedTileError as damaged:
                 # What was read before the damage is good, and its reader is owed it as if it had asked for one tile at a time.
                 del message
-                if damaged.good:
-                    message = _Batch(damaged.good).allocate(self, writer, first, last=False)
-                    _Batch(damaged.good).gather(self, message)
+                data = self._rescued(damaged.good, writer, first)
+                if data is not None:
                     call.tiles += len(damaged.good)
-                    data = message.finish()
                     turn.made()
                     _count(call, data, len(damaged.good))
                     yield data
@@ -257,6 +255,20 @@ class TileRead:
             if not call.is_active:
                 return
             queued = taken
+
+    def _rescued(self, tiles: list[Tile], writer: Writer, first: pb.ReadTilesHeader | None) -> bytes | None:
+        """A message of the tiles before a damaged one; ``None`` where there are none, or where by now they cannot be read either: a source that has
+        changed is damaged as a whole.
+        """
+        if not tiles:
+            return None
+        batch = _Batch(tiles)
+        message = batch.allocate(self, writer, first, last=False)
+        try:
+            batch.gather(self, message)
+        except _DamagedTileError:
+            return None
+        return message.finish()
 
     def _shape_beside(self, number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The largest shape of what comes beside a tile of a shape."""

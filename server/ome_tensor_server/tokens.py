@@ -203,6 +203,8 @@ def _read(path: Path) -> list[Token]:
 @contextmanager
 def _changing(path: Path) -> Iterator[list[Token]]:
     """The tokens of a file, to be changed: written back whole or not at all, one process at a time."""
+    # Of a link what it leads to: replaced, it would leave the server with the file as it was.
+    path = path.resolve()
     lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -187,7 +187,8 @@ def _kill(scene: Scene) -> Iterator[None]:
 def _stop(scene: Scene) -> Iterator[None]:
     yield
     while True:
-        time.sleep(0.3)
+        # Long enough for a read to get on; then longer than its client waits.
+        time.sleep(1.0)
         os.kill(scene.process.process.pid, signal.SIGSTOP)
         time.sleep(1.6)
         os.kill(scene.process.process.pid, signal.SIGCONT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +13,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from tests.integration.images import random_pixels, write_image
 
-from ome_tensor import DatasetNotFound, InvalidArgument, NotAllowed, NotAuthenticated, NotSupported, OmeTensorError
+from ome_tensor import DatasetNotFound, InvalidArgument, NotAllowed, NotAuthenticated, NotSupported, OmeTensorError, Unavailable
 from ome_tensor_client import Client, connect
+from ome_tensor_client.identity import Identity
+from ome_tensor_client.options import Options
+from ome_tensor_proto.methods import METHODS
 from ome_tensor_server import tokens
 from ome_tensor_server.logs import AUDIT
 from ome_tensor_server.scopes import parse_scopes
@@ -339,6 +345,12 @@ def test_a_token_does_not_travel_in_plain_text_beyond_this_host() -> None:
         connect("images.example:50051", token="ot_12_secret")
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(connect("images.example:50051", token="ot_12_secret", insecure=True).options)
+    # A host, whatever it is called, and no socket.
+    with pytest.raises(InvalidArgument):
+        connect("unixbox.example:50051", token="ot_12_secret")
+    outgoing = Identity(Options(token="ot_12_secret"), ["unix:/run/images"]).outgoing("/a/b")
+    assert "secret" in outgoing.token
+    assert "secret" not in repr(outgoing)
 
 
 # --- an identity provider ---------------------------------------------------------------------------------------------------------
@@ -513,3 +525,60 @@ def test_keys_must_not_come_in_plain_text(image_path: Path) -> None:
         running_server([image_path], oidc_issuer=ISSUER, oidc_audience=AUDIENCE, oidc_jwks="http://id.example/keys"),
     ):
         pass
+
+
+def keys_of(key: Any, jwt: Any, name: str) -> str:
+    return json.dumps({"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())) | {"kid": name}]})
+
+
+def test_a_key_that_was_taken_back_is_good_for_nothing(provider: Provider, image_path: Path, tmp_path: Path) -> None:
+    """Also for tokens that were found good before."""
+    path = tmp_path / "jwks.json"
+    path.write_text(keys_of(provider.key, provider.jwt, "one"))
+    with (
+        running_server([image_path], oidc_issuer=ISSUER, oidc_audience=AUDIENCE, oidc_jwks=str(path)) as server,
+        connect(server.target, token=provider.token(exp=time.time() + 3600), retry_for=0) as client,
+    ):
+        assert list_all(client) == ["image"]
+        path.write_text(keys_of(_other_key(), provider.jwt, "two"))
+        with pytest.raises(NotAuthenticated):
+            list_all(client)
+        path.write_text(keys_of(provider.key, provider.jwt, "one"))
+        assert list_all(client) == ["image"]
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: http://id.example/keys\r\n\r\n"])
+def test_a_provider_that_answers_otherwise_is_away(answer: bytes, provider: Provider, image_path: Path) -> None:
+    class Odd(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Odd) as keys:
+        threading.Thread(target=keys.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{keys.server_address[1]}/keys"
+        with (
+            running_server([image_path], oidc_issuer=ISSUER, oidc_audience=AUDIENCE, oidc_jwks=address) as server,
+            connect(server.target, token=provider.token(), retry_for=0) as client,
+        ):
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    list_all(client)
+        keys.shutdown()
+
+
+def test_a_stranger_is_refused_before_the_request_comes(trusting: RunningServer) -> None:
+    """Also where a provider has to be asked: it could be let wait for on a thread of the server."""
+    done = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        done.wait(30)
+        yield from ()
+
+    with grpc.insecure_channel(trusting.target) as channel:
+        for name in ("GetDataset", "ReadTiles"):
+            call = channel.stream_stream(METHODS[name].path)(
+                nothing(), metadata=(("authorization", "Bearer nothing"),), timeout=10
+            )
+            assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+        done.set()

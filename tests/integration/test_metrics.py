@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ from ome_tensor_client.read_stats import ReadStats
 from ome_tensor_client.tile_stream import TileStream
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from ome_tensor_proto.v1 import view_pb2
+from ome_tensor_server import http_port
+from ome_tensor_server.app import TensorServer
+from ome_tensor_server.finding import find_sources
+from ome_tensor_server.meters import Meters
+from ome_tensor_server.settings import Settings
 from ome_tensor_server.testing import RunningServer, running_server
 
 
@@ -148,6 +154,25 @@ def test_whoever_sends_nothing_holds_up_nobody(watched: RunningServer) -> None:
     wait_until(lambda: get(watched.server.metrics_address, "/livez")[0] == 200, "the port answers")
 
 
+def test_whoever_sends_a_byte_now_and_then_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_port, "_PATIENCE", 0.3)
+    port = http_port.HttpPort("127.0.0.1:0", lambda: b"", lambda: True)
+    host, number = port.address.split(":")
+    slow = [socket.create_connection((host, int(number))) for _ in range(32)]
+    try:
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            for one in slow:
+                with suppress(OSError):
+                    one.send(b"G" if time.monotonic() - began < 0.1 else b"E")
+            time.sleep(0.1)
+        assert get(port.address, "/livez")[0] == 200
+    finally:
+        for one in slow:
+            one.close()
+        port.close()
+
+
 def test_a_port_that_is_taken(image_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -178,3 +203,26 @@ def test_all_workers_are_counted_also_those_that_died(image_path: Path, tmp_path
         with connect(process.target) as client:
             assert client.admin.metrics().total("tiles_total") == tiles
             np.testing.assert_array_equal(client.tensor_view("image").shape, client.tensor_view("image").to_numpy().shape)
+
+
+def test_a_read_that_was_given_up_is_not_counted_as_running(tmp_path: Path) -> None:
+    """Workers' numbers are read without asking them: each end of a read is written down."""
+    meters = Meters()
+    write_image(tmp_path / "big.parquet", random_pixels((1, 1, 1, 4096, 4096)))
+    server = TensorServer(Settings(listen="127.0.0.1:0", store="none", preload=True), meters=meters)
+    try:
+        target = server.start()
+        server.load(find_sources([tmp_path]))
+        with connect(target, transport="tcp") as client:
+            tiles = client.tensor_view("big").iter_batches(tile_size=(512, 512), batch_size=1)
+            next(tiles)
+            tiles.close()
+        running = next(family for family in meters.families() if family.name == "ome_tensor_reads_running")
+        wait_until(lambda: server.free_reads == server.settings.max_concurrent_reads, "the read has ended", 5)
+
+        def now() -> float:
+            return next(f for f in meters.families() if f.name == running.name).samples[0].value
+
+        wait_until(lambda: now() == 0, "it is not counted any more", 2)
+    finally:
+        server.stop(grace=0)

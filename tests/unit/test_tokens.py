@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -179,3 +180,24 @@ def test_a_hand_written_time_is_utc(path: Path) -> None:
     written["tokens"][0]["expires"] = "2099-01-01"
     path.write_text(json.dumps(written))
     assert find(path)[0].expires == datetime(2099, 1, 1, tzinfo=UTC)
+
+
+def test_a_pattern_of_many_stars_is_matched_in_one_pass() -> None:
+    scope = Scope.parse("write:*a*a*a*a*b*c")
+    began = time.monotonic()
+    assert not scope.permits(Action.WRITE, "a" * 1_000_000)
+    assert scope.permits(Action.WRITE, "a" * 1_000_000 + "b" + "c" * 1_000_000)
+    assert time.monotonic() - began < 1
+    assert not Scope.parse("read:ab*ba").permits(Action.READ, "aba")
+    assert Scope.parse("read:a**b*").permits(Action.READ, "a\nb")
+
+
+def test_a_token_is_revoked_through_a_link(path: Path) -> None:
+    token, text = create(path, parse_scopes(["read:*"]))
+    file = TokenFile(path)
+    link = path.with_name("link.json")
+    link.symlink_to(path)
+    revoke(link, token.id)
+    assert link.is_symlink()
+    with pytest.raises(NotAuthenticated):
+        file.authenticate(text)
