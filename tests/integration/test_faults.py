@@ -12,11 +12,15 @@ from tests.integration.faults import FAULTS, run
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "disk full"])
 def test_nothing_wrong_arrives_and_nothing_hangs(name: str, tmp_path: Path) -> None:
-    (outcome,) = run(name, tmp_path, seconds=6.0, enough=2, kinds=("stream",)).values()
+    (outcome,) = run(name, tmp_path, seconds=12.0, enough=2, kinds=("stream",)).values()
     assert not outcome.wrong
     assert not outcome.hung
-    # What it is all about: a reader gets through, whatever happens.
-    assert outcome.right > 0, outcome
+    if name in ("silence", "server stopped"):
+        # Each time for longer than the client waits: it may say so instead.
+        assert outcome.right or set(outcome.refused) <= {"DeadlineExceeded", "Unavailable"}, outcome
+    else:
+        # What it is all about: a reader gets through.
+        assert outcome.right > 0, outcome
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a small disk")
