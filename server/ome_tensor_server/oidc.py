@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ome_tensor.errors import InvalidArgument, MissingDependency, NotAuthenticated, OmeTensorError, Unavailable
 
+from .file_system import FileState, file_state
 from .logs import Fields
 from .principals import Principal
 from .scopes import Scope
@@ -170,7 +171,7 @@ class _Keys:
         self._lock = threading.Lock()
         self._keys: dict[str | None, Any] = {}
         self._read_at = float("-inf")
-        self._seen: tuple[int, int] | None = None
+        self._seen: FileState | None = None
         address = urlsplit(source)
         self._is_address = address.scheme in ("http", "https")
         if _is_plain(source):
@@ -196,10 +197,7 @@ class _Keys:
         if self._is_address:
             is_fresh = time.monotonic() - self._read_at < _KEYS_FOR
         else:
-            try:
-                is_fresh = self._look() == self._seen
-            except OSError:
-                is_fresh = False
+            is_fresh = (seen := file_state(self._source)) is not None and seen == self._seen
         return is_fresh and self._current(key_id) is key
 
     def _current(self, key_id: str | None) -> Any:
@@ -207,19 +205,15 @@ class _Keys:
         # A token that names no key can only be of the only one.
         return next(iter(keys.values())) if key_id is None and len(keys) == 1 else keys.get(key_id)
 
-    def _look(self) -> tuple[int, int]:
-        found = Path(self._source).stat()
-        return found.st_mtime_ns, found.st_ino
-
     def _refresh(self, after: float) -> None:
         if not self._is_address:
-            try:
-                seen = self._look()
-                if seen != self._seen:
+            seen = file_state(self._source)
+            if seen is None or seen != self._seen:
+                try:
                     self._load(_read_file(self._source))
                     self._seen = seen
-            except (OSError, InvalidArgument) as error:
-                _log.error(Fields("oidc", error=str(error)))
+                except InvalidArgument as error:
+                    _log.error(Fields("oidc", error=str(error)))
             return
         if time.monotonic() - self._read_at < after:
             return

@@ -30,6 +30,7 @@ from typing import IO
 
 from ome_tensor.errors import InvalidArgument
 
+from .file_system import sync_folder
 from .leases import Leases, Locks
 from .loading import Loaded, Loader
 from .manifest import FORMAT, Manifest, dataset_id, read_manifest
@@ -309,7 +310,7 @@ class Store:
                     else:
                         path = Path(made.file)
                         temporary.replace(path)
-                        self._sync()
+                        sync_folder(self.folder)
                     made = self._found_file(made, path)
                 with self._replacing(record) as file:
                     file.write(json.dumps(asdict(made)).encode())
@@ -369,7 +370,7 @@ class Store:
             # By its path, which may have come to name another file; then the check fails.
             check_unchanged(temporary.stat(), loaded.fingerprint, source)
             temporary.replace(target)
-            self._sync()
+            sync_folder(self.folder)
             return target
         except OSError:
             # Another file system, or one without links, or another user's file.
@@ -392,14 +393,7 @@ class Store:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        self._sync()
-
-    def _sync(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.folder)
 
 
 def is_store(folder: Path) -> bool:

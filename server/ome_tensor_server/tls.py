@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import threading
 from pathlib import Path
@@ -13,6 +12,7 @@ import grpc
 
 from ome_tensor.errors import InvalidArgument
 
+from .file_system import FileState, file_state
 from .logs import Fields
 from .settings import Settings
 
@@ -55,15 +55,8 @@ class _Certificates:
             _log.info(Fields("tls", read="again"))
             return self.current
 
-    def _look(self) -> tuple[object, ...]:
-        def stat(path: str) -> object:
-            try:
-                found = os.stat(path)
-            except OSError:
-                return None
-            return found.st_mtime_ns, found.st_size, found.st_ino
-
-        return tuple(map(stat, self._paths.values()))
+    def _look(self) -> tuple[FileState | None, ...]:
+        return tuple(map(file_state, self._paths.values()))
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         contents = {}

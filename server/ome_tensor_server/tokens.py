@@ -27,6 +27,7 @@ from typing import Any
 
 from ome_tensor.errors import InvalidArgument, NotAuthenticated
 
+from .file_system import file_state
 from .logs import Fields
 from .principals import Principal
 from .scopes import Scope, parse_scopes
@@ -122,7 +123,7 @@ class TokenFile:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._looked = float("-inf")
-        self._seen = self._stat()
+        self._seen = file_state(self._path)
         self._tokens = {token.id: token for token in _read(self._path)}
 
     def authenticate(self, text: str) -> Principal:
@@ -164,7 +165,7 @@ class TokenFile:
         if patience and time.monotonic() - self._looked < patience:
             return
         self._looked = time.monotonic()
-        seen = self._stat()
+        seen = file_state(self._path)
         if seen == self._seen:
             return
         with self._lock:
@@ -176,13 +177,6 @@ class TokenFile:
                     self._tokens = {}
                 _log.error(Fields("tokens", error=str(error), known=len(self._tokens)))
             self._seen = seen
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _read(path: Path) -> list[Token]:

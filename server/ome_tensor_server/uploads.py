@@ -24,6 +24,7 @@ from ome_tensor.errors import Cancelled, InvalidArgument, LimitExceeded
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
 
 from .budget import human_bytes
+from .file_system import sync_folder
 from .finding import SourceFile
 
 __all__ = ["Uploads"]
@@ -191,7 +192,7 @@ class Uploads:
                 # A file system without links.
                 path.replace(before)
         part.replace(path)
-        self._sync()
+        sync_folder(self.folder)
         try:
             yield path
         except BaseException:
@@ -199,10 +200,10 @@ class Uploads:
                 self._restore(path)
             else:
                 path.unlink(missing_ok=True)
-            self._sync()
+            sync_folder(self.folder)
             raise
         before.unlink(missing_ok=True)
-        self._sync()
+        sync_folder(self.folder)
 
     def _restore(self, path: Path) -> None:
         """An upload is again what it was."""
@@ -218,7 +219,7 @@ class Uploads:
     def remove(self, name: str) -> None:
         """Delete an upload. Raises OSError."""
         self._path(name).unlink(missing_ok=True)
-        self._sync()
+        sync_folder(self.folder)
 
     def _path(self, name: str) -> Path:
         """The file of a dataset; InvalidArgument where no file can be named so."""
@@ -233,13 +234,6 @@ class Uploads:
                 value=name,
             )
         return self.folder / f"{encoded}{_SUFFIX}"
-
-    def _sync(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _before(path: Path) -> Path:

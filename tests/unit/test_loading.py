@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -191,6 +192,20 @@ def test_a_crash_is_the_sources_error(
     path.write_text("raise errors.NotSupported('alive')")
     with pytest.raises(OmeTensorError, match="alive"):
         odd_loader.describe(str(path))
+
+
+def test_a_reader_of_a_process_with_many_files_open(tmp_path: Path) -> None:
+    """Its descriptors have its parent's numbers, which select() takes only below 1,024."""
+    path = write_image(tmp_path / "image.parquet", random_pixels(SHAPE))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[1], 4096), limits[1]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        while stack.enter_context(open(os.devnull, "rb")).fileno() < 1100:
+            pass
+        loader = Loader()
+        stack.callback(loader.close)
+        assert loader.describe(str(path)).rows == 1
 
 
 def test_one_that_died_idle_is_replaced(loader: Loader, tmp_path: Path) -> None:

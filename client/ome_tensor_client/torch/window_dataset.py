@@ -24,8 +24,6 @@ from .sources import image_set_of, source_of
 
 __all__ = ["Samples", "WindowDataset"]
 
-Place = tuple[int, ...]
-
 
 class Samples(list[Any]):
     """The samples of one batch, and the batch that they are views of.

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ome_tensor.errors import InvalidRecord
 from ome_tensor.pixel_types import payload_dtype
 from ome_tensor.tables import first_line
+from ome_tensor_server.file_system import file_identity
 
 __all__ = ["ORIGINS", "SHAPES", "ChunkFile", "ChunkRows", "Entries"]
 
@@ -58,7 +59,7 @@ class ChunkFile:
         self._dataset = dataset
         self._file = path.open("rb")
         weakref.finalize(self, self._file.close)
-        self._identity = _identity(os.fstat(self._file.fileno()))
+        self._identity = file_identity(os.fstat(self._file.fileno()))
         try:
             self._parquet = pq.ParquetFile(self._file, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
@@ -109,7 +110,7 @@ class ChunkFile:
     def check_unchanged(self) -> None:
         """InvalidRecord where it is not the file that was opened any more."""
         try:
-            is_same = _identity(os.fstat(self._file.fileno())) == _identity(os.stat(self.path)) == self._identity
+            is_same = file_identity(os.fstat(self._file.fileno())) == file_identity(os.stat(self.path)) == self._identity
         except OSError:
             is_same = False
         if not is_same:
@@ -141,10 +142,6 @@ def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return column
     # Without a chunk Arrow (as of 16) has nothing to combine.
     return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ome_tensor.errors import InvalidRecord
 from ome_tensor.tables import digest, first_line
+from ome_tensor_server.file_system import file_identity
 
 from .base import OpenedSource
 
@@ -69,9 +70,9 @@ class FileSource(OpenedSource):
 
     def is_unchanged(self) -> bool:
         """See :meth:`OpenedSource.is_unchanged`: its path still names it, and nobody has written to it."""
-        before = _identity(self._stat)
+        before = file_identity(self._stat)
         try:
-            return _identity(os.fstat(self.file.fileno())) == _identity(os.stat(self.path)) == before
+            return file_identity(os.fstat(self.file.fileno())) == file_identity(os.stat(self.path)) == before
         except OSError:
             return False
 
@@ -93,7 +94,3 @@ class FileSource(OpenedSource):
     def close(self) -> None:
         """See :meth:`OpenedSource.close`."""
         self.file.close()
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -6,25 +6,20 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 from ome_tensor.errors import InvalidRecord
+from ome_tensor_server.file_system import FileState, state_of
 
 from .base import OpenedSource
 
 __all__ = [
-    "FileState",
     "FolderSource",
-    "file_state",
     "folder_digest",
     "folder_fingerprint",
     "folder_states",
     "folder_stats",
     "states_fingerprint",
 ]
-
-#: Size, time of the last change in nanoseconds, and number of a file.
-FileState: TypeAlias = tuple[int, int, int]
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -51,18 +46,9 @@ def folder_stats(folder: Path) -> Iterator[os.stat_result]:
     return (stat for _, stat in _files(folder))
 
 
-def file_state(path: str) -> FileState | None:
-    """What the file system says of a file; ``None`` where it is not there."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
 def folder_states(folder: Path) -> dict[str, FileState]:
     """What the file system says of each file below a folder, by path from there, sorted. Raises InvalidRecord where a link leads out of it."""
-    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in _files(folder)}
+    return {name: state_of(stat) for name, stat in _files(folder)}
 
 
 def folder_fingerprint(folder: Path) -> str:

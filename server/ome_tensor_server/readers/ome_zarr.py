@@ -22,12 +22,13 @@ from zarr.storage import FsspecStore, LocalStore
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidRecord, OmeTensorError
 from ome_tensor.record import Channel, ImageMeta
+from ome_tensor_server.file_system import FileState, file_state
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
 from .base import InPlace, OpenedSource, Progress
 from .detect import is_address, leads_up, location_name
 from .direct import arrays_in_place
-from .folders import FileState, file_state, folder_digest, folder_fingerprint, folder_states, states_fingerprint
+from .folders import folder_digest, folder_fingerprint, folder_states, states_fingerprint
 
 __all__ = ["ZarrSource"]
 
