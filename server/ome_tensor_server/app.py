@@ -17,7 +17,8 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor.tables import LoadedTable
 from ome_tensor_proto.methods import ADMIN_SERVICE, SERVICE
 
-from .admin import MOST_CALLS, AdminService
+from .admin import MOST_CALLS as MOST_ADMIN_CALLS
+from .admin import AdminService
 from .authentication import Authenticator
 from .calls import Gate
 from .catalogue import Catalogue, Shelves
@@ -25,7 +26,7 @@ from .control import Control
 from .drain import ActiveCalls, stop_listening, wait_until_sent
 from .entries import Entry
 from .finding import SourceFile
-from .health import MOST_WATCHES, Health
+from .health import Health
 from .house import House
 from .http_port import HttpPort
 from .in_place import settings_readers
@@ -33,6 +34,8 @@ from .limits import Rates
 from .logs import Fields
 from .meters import Meters, MetricsPage
 from .offices import Office
+from .receiving import REQUEST_SECONDS, Requests
+from .reflection import MOST_CALLS as MOST_REFLECTION_CALLS
 from .reflection import Reflection
 from .rpc import handlers
 from .service import TensorService
@@ -93,7 +96,9 @@ class TensorServer:
         gate = Gate(Authenticator(settings), Rates(settings), self._meters)
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
-        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_CALLS + MOST_WATCHES
+        threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_ADMIN_CALLS + MOST_REFLECTION_CALLS
+        # No single host takes all of them by beginning calls and sending nothing.
+        self._requests = requests = Requests(threads // 2, min(settings.stall_seconds, REQUEST_SECONDS))
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
             self._threads,
@@ -120,7 +125,7 @@ class TensorServer:
         admin = AdminService(self._service.policy, lambda: self._service.office, self._service.info, self._uploads, self._page)
         self._http: HttpPort | None = None
         self._calls = ActiveCalls()
-        self._health = Health(self._service.catch_up, settings.stall_seconds)
+        self._health = Health(requests, self._service.catch_up, settings.stall_seconds)
         self._stopping = threading.Event()
         self._house: House | None = None
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -128,10 +133,11 @@ class TensorServer:
             dict(self._service.methods) | dict(admin.methods),
             gate,
             self._calls,
+            requests,
             settings.max_request_bytes,
             settings.stall_seconds,
         )
-        reflection = Reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, REFLECTION_SERVICE))
+        reflection = Reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, REFLECTION_SERVICE), requests)
         self._server.add_generic_rpc_handlers((methods, self._health.handler, reflection.handler))
 
     def _report(self) -> None:

@@ -41,23 +41,6 @@ class Authenticator:
         self._certificate_scopes = parse_scopes(settings.certificate_scopes.split())
         self._anonymous = Principal("anonymous", parse_scopes(settings.anonymous.split()), is_known=False)
 
-    def check(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Refuse what can be told from a call's metadata alone, at once: nothing is waited for here.
-
-        Returns:
-            Whether that was enough; else :meth:`principal` may have to wait, and does before the request is waited for.
-
-        Raises:
-            NotAuthenticated: as :meth:`principal`.
-        """
-        if not self._is_needed or self._certificates:
-            return True
-        found = tuple(metadata)
-        if self._oidc is not None and any(name == "authorization" for name, _ in found):
-            return False  # The provider's keys may have to be fetched first.
-        self.principal(found, dict)
-        return True
-
     def principal(
         self, metadata: Iterable[tuple[str, str | bytes]], identity: Callable[[], Mapping[str, Iterable[bytes]]]
     ) -> Principal:

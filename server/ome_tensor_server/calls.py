@@ -52,7 +52,7 @@ class Call:
 
     Attributes:
         method: Its method's name.
-        request: The bytes of its request; of a stream that a client sends, none.
+        request: The bytes of its request, once they have come; of a stream that a client sends, none.
         request_id: What the client, or for want of that the server, names it by.
         caller: Who makes it; anybody before :meth:`admit`.
         image: Key of what it is about, once known.
@@ -61,9 +61,9 @@ class Call:
         waiting_since: When the client was offered the message it has not taken yet; ``None`` while none is on offer.
     """
 
-    def __init__(self, method: str, context: grpc.ServicerContext, gate: Gate, request: bytes = b"") -> None:
+    def __init__(self, method: str, context: grpc.ServicerContext, gate: Gate) -> None:
         self.method = method
-        self.request = request
+        self.request = b""
         self.image: str | None = None
         self.tiles: int | None = None
         self.nbytes = 0
@@ -78,7 +78,12 @@ class Call:
         given = next((value for name, value in self._metadata if name == REQUEST_ID), "")
         self.request_id = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         gate.meters.add("calls_running")
-        gate.meters.add("received_bytes", value=len(request))
+
+    def begin(self, request: bytes) -> None:
+        """Its request has come: what it takes from now on is the server's own time."""
+        self.request = request
+        self._began = time.perf_counter()
+        self._gate.meters.add("received_bytes", value=len(request))
 
     def admit(self) -> None:
         """Find out who calls, and count it.

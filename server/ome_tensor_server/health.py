@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -17,14 +17,18 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2
 
+from ome_tensor.errors import OmeTensorError
 from ome_tensor.watchdog import Watchdog
+from ome_tensor_proto.status import to_status
 
-__all__ = ["MOST_WATCHES", "Health", "parsed"]
+from .receiving import Requests
+
+__all__ = ["Health", "parsed"]
 
 M = TypeVar("M", bound=Message)
 
-#: Watches at one time. They hold no thread while nothing changes, but count among the calls that a server answers at once.
-MOST_WATCHES = 32
+#: Watches at one time. They hold no thread while nothing changes, but a place each in the list of those who are told.
+_MOST_WATCHES = 32
 
 #: Threads that tell watches of a change: so many clients may leave a message untaken before others hear of it late.
 _TELLERS = 16
@@ -49,11 +53,13 @@ class Health:
     """Says what the status of services is.
 
     Args:
+        requests: Waits for calls' requests.
         catch_up: Waits until this worker serves what another one may have said it serves.
         stall_seconds: How long a watch's client may leave a message untaken.
     """
 
-    def __init__(self, catch_up: Callable[[], None], stall_seconds: float) -> None:
+    def __init__(self, requests: Requests, catch_up: Callable[[], None], stall_seconds: float) -> None:
+        self._requests = requests
         self._catch_up = catch_up
         self._watchdog = Watchdog(stall_seconds, "ome-tensor-health-stalls")
         #: Held for a moment only: gRPC's thread for events wants it.
@@ -69,27 +75,36 @@ class Health:
         """The service, for a server. Bytes in: see :func:`parsed`."""
         serialize = health_pb2.HealthCheckResponse.SerializeToString
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Check": grpc.unary_unary_rpc_method_handler(self.Check, None, serialize),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.Watch, None, serialize),
+            "Check": grpc.stream_unary_rpc_method_handler(self.Check, None, serialize),
+            "Watch": grpc.stream_stream_rpc_method_handler(self.Watch, None, serialize),
         }
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
-    def Check(self, data: bytes, context: grpc.ServicerContext) -> Any:
+    def _service(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> str:
+        """The service that a call is about; ends the call where it says none that could be read."""
+        try:
+            data = self._requests.first(parts, context)
+        except OmeTensorError as error:
+            context.abort_with_status(to_status(error))
+            raise
+        return parsed(health_pb2.HealthCheckRequest, data, context).service
+
+    def Check(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """See ``grpc.health.v1.Health``."""
-        service = parsed(health_pb2.HealthCheckRequest, data, context).service
+        service = self._service(parts, context)
         self._catch_up()
         status = self._status.get(service)
         if status is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=status)
 
-    def Watch(self, data: bytes, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
+    def Watch(self, parts: Iterator[bytes], context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
         """See ``grpc.health.v1.Health``; returns at once, and the call goes on. One watch too many ends with RESOURCE_EXHAUSTED."""
-        service = parsed(health_pb2.HealthCheckRequest, data, context).service
+        service = self._service(parts, context)
         with self._lock:
-            is_one_too_many = sum(map(len, self._watches.values())) >= MOST_WATCHES
+            is_one_too_many = sum(map(len, self._watches.values())) >= _MOST_WATCHES
         if is_one_too_many:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {MOST_WATCHES} health watches at once")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {_MOST_WATCHES} health watches at once")
         with self._lock:
             status = self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
             watch = _Watch(context, send_response_callback, status, self._watchdog)

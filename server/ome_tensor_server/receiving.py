@@ -1,16 +1,96 @@
-"""The messages of a stream that a client sends."""
+"""What a client sends: the request of a call, or the messages of a stream.
+
+Each is waited for on a thread, and gRPC lets a client take as long as it likes, so that a few clients that begin calls and send nothing would have
+all threads. Hence every method is, for gRPC, one that takes a stream: the wait is then this server's own, and has its end.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import grpc
 
-from ome_tensor.errors import Cancelled, DeadlineExceeded
+from ome_tensor.errors import Cancelled, DeadlineExceeded, InvalidArgument, Overloaded
+from ome_tensor.watchdog import Watchdog
 
-__all__ = ["Receiver", "gone"]
+from .principals import Caller
+
+__all__ = ["REQUEST_SECONDS", "Receiver", "Requests", "gone"]
+
+#: Seconds that the request of a call may take to come, at most; one of some megabytes takes a while over a slow line.
+REQUEST_SECONDS = 30.0
+
+
+class Requests:
+    """Waits for the requests of calls that have one: of so many calls of one host, and so long.
+
+    Args:
+        most: Calls of one host whose requests may be waited for at one time.
+        seconds: How long each may take.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most = most
+        self._watchdog = Watchdog(seconds, "ome-tensor-requests")
+        self._waiting: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def first(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """The request of a call that has one.
+
+        Raises:
+            Cancelled: the client has gone, or has let it be waited for too long.
+            InvalidArgument: the call has none.
+            Overloaded: too many calls of this host have not sent theirs.
+        """
+        host = Caller(str(context.peer())).host
+        with self._lock:
+            if self._waiting[host] >= self._most:
+                raise Overloaded(
+                    f"{self._most} calls of {host} have sent no request yet, and no more are waited for; try again later",
+                    field="request",
+                    value=self._most,
+                )
+            self._waiting[host] += 1
+        try:
+            data = self.next(parts, context)
+        finally:
+            with self._lock:
+                self._waiting[host] -= 1
+                if not self._waiting[host]:
+                    del self._waiting[host]
+        if data is None:
+            if not context.is_active():
+                raise gone()
+            raise InvalidArgument("the call has no request", field="request")
+        return data
+
+    def next(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
+        """The next message of any call; ``None`` behind the last. Raises Cancelled."""
+        wait = _Wait(context)
+        self._watchdog.watch(wait)
+        try:
+            return next(parts, None)
+        except grpc.RpcError:
+            raise gone() from None
+        finally:
+            self._watchdog.forget(wait)
+
+
+class _Wait:
+    """A thread that waits for a message; see :class:`ome_tensor.watchdog.Waiting`."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+        self.waiting_since: float | None = time.monotonic()
+
+    def expire(self) -> None:
+        self._context.cancel()
 
 
 class Receiver:

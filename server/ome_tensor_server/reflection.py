@@ -9,12 +9,15 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from ome_tensor.errors import Cancelled
+
 from .health import parsed
+from .receiving import Requests
 
-__all__ = ["Reflection"]
+__all__ = ["MOST_CALLS", "Reflection"]
 
-#: Calls at one time: each holds a thread for as long as its client likes, and those are meant for reads.
-_AT_ONCE = 8
+#: Calls at one time: each holds a thread while its client asks one thing after another.
+MOST_CALLS = 8
 
 
 class Reflection:
@@ -22,11 +25,13 @@ class Reflection:
 
     Args:
         services: Full names of the services that it tells of.
+        requests: Waits for calls' requests.
     """
 
-    def __init__(self, services: Sequence[str]) -> None:
+    def __init__(self, services: Sequence[str], requests: Requests) -> None:
+        self._requests = requests
         self._servicer = reflection.ReflectionServicer(services)
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(MOST_CALLS)
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
@@ -39,10 +44,13 @@ class Reflection:
 
     def _info(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
         if not self._places.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {_AT_ONCE} calls of reflection at once")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {MOST_CALLS} calls of reflection at once")
         try:
+            received = iter(lambda: self._requests.next(requests, context), None)
             yield from self._servicer.ServerReflectionInfo(
-                (parsed(reflection_pb2.ServerReflectionRequest, data, context) for data in requests), context
+                (parsed(reflection_pb2.ServerReflectionRequest, data, context) for data in received), context
             )
+        except Cancelled:
+            context.abort(grpc.StatusCode.CANCELLED, "the client has gone, or asked nothing for long")
         finally:
             self._places.release()

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -23,7 +23,7 @@ from ome_tensor_proto.status import to_status
 from .calls import Call, Gate
 from .drain import ActiveCalls
 from .logs import Fields
-from .receiving import Receiver, gone
+from .receiving import Receiver, Requests, gone
 
 __all__ = ["handlers"]
 
@@ -34,7 +34,12 @@ Handler = Callable[[Any, Call], Any]
 
 
 def handlers(
-    service: Mapping[str, Handler], gate: Gate, calls: ActiveCalls, max_request_bytes: int, stall_seconds: float
+    service: Mapping[str, Handler],
+    gate: Gate,
+    calls: ActiveCalls,
+    requests: Requests,
+    max_request_bytes: int,
+    stall_seconds: float,
 ) -> grpc.GenericRpcHandler:
     """gRPC handlers for functions named as the contract's methods; a streaming one yields message bytes.
 
@@ -42,6 +47,7 @@ def handlers(
         service: The functions by method name.
         gate: What every call passes.
         calls: Where running calls are counted.
+        requests: Waits for their requests.
         max_request_bytes: Largest request.
         stall_seconds: How long a message of a stream may stay untaken, or the next one of a stream that is sent here may take to come.
 
@@ -52,92 +58,42 @@ def handlers(
     table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     of_one_message: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
     for name, method in (*METHODS.items(), *ADMIN_METHODS.items()):
-        # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback.
+        # Bytes in, bytes out: gRPC's own deserialiser would answer garbage with INTERNAL and a traceback. A stream in, always: see .receiving. On
+        # the wire a stream of one request is the same as a request.
         if method.takes_stream:
             table[method.path] = grpc.stream_unary_rpc_method_handler(
                 _taking(method, service[name], gate, calls, max_request_bytes, stall_seconds)
             )
         elif method.streaming:
-            table[method.path] = grpc.unary_stream_rpc_method_handler(
-                _streaming(method, service[name], gate, calls, max_request_bytes, watchdog)
+            table[method.path] = grpc.stream_stream_rpc_method_handler(
+                _streaming(method, service[name], gate, calls, requests, max_request_bytes, watchdog)
             )
-            of_one_message[method.path] = grpc.unary_unary_rpc_method_handler(
-                _unary(method, _only(service[name]), gate, calls, max_request_bytes)
+            of_one_message[method.path] = grpc.stream_unary_rpc_method_handler(
+                _unary(method, _only(service[name]), gate, calls, requests, max_request_bytes)
             )
         else:
-            table[method.path] = grpc.unary_unary_rpc_method_handler(
-                _unary(method, service[name], gate, calls, max_request_bytes)
+            table[method.path] = grpc.stream_unary_rpc_method_handler(
+                _unary(method, service[name], gate, calls, requests, max_request_bytes)
             )
-    names = {method.path: name for name, method in (*METHODS.items(), *ADMIN_METHODS.items())}
-    return _Methods(table, of_one_message, gate, calls, names)
+    return _Methods(table, of_one_message)
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """Finds a call's handler: by its method, and by whether its client expects a single message of a stream. Strangers are refused here, before a
-    thread waits for their request: they could let it wait."""
+    """Finds a call's handler: by its method, and by whether its client expects a single message of a stream."""
 
     def __init__(
         self,
         table: Mapping[str, grpc.RpcMethodHandler[bytes, bytes]],
         of_one_message: Mapping[str, grpc.RpcMethodHandler[bytes, bytes]],
-        gate: Gate,
-        calls: ActiveCalls,
-        names: Mapping[str, str],
     ) -> None:
         self._table, self._of_one_message = table, of_one_message
-        self._gate, self._calls, self._names = gate, calls, names
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """See gRPC; ``None`` for a method that is not here."""
         path = handler_call_details.method
-        if path not in self._table:
-            return None
-        try:
-            is_checked = self._gate.authenticator.check(handler_call_details.invocation_metadata)
-        except OmeTensorError as error:
-            # Whatever the method is: on the wire an answer without a message is the same for all.
-            return grpc.stream_stream_rpc_method_handler(_refusing(self._names[path], error, self._gate, self._calls))
-        handler = self._table[path]
         if path in self._of_one_message and any(name == ONE_MESSAGE for name, _ in handler_call_details.invocation_metadata):
-            handler = self._of_one_message[path]
-        if is_checked or handler.request_streaming:
-            return handler
-        return grpc.stream_stream_rpc_method_handler(_checking(self._names[path], handler, self._gate, self._calls))
-
-
-def _refusing(
-    method: str, error: OmeTensorError, gate: Gate, calls: ActiveCalls
-) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
-    def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        calls.add(context)
-        _refuse(error, Call(method, context, gate), context)
-        yield b""  # Never: it makes this the generator that gRPC wants.
-
-    return answer
-
-
-def _checking(
-    name: str,
-    handler: Any,  # grpcio's stub knows a handler's functions only as ones that may not be there.
-    gate: Gate,
-    calls: ActiveCalls,
-) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
-    """A handler that finds out who calls before it waits for the request: what a stream is sent can be waited for later."""
-
-    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            gate.authenticator.principal(context.invocation_metadata(), cast(Any, context.auth_context))
-        except Exception as error:
-            calls.add(context)
-            _refuse(error, Call(name, context, gate), context)
-        for request in requests:
-            if handler.response_streaming:
-                yield from handler.unary_stream(request, context)
-            else:
-                yield handler.unary_unary(request, context)
-            return
-
-    return answer
+            return self._of_one_message[path]
+        return self._table.get(path)
 
 
 def _only(handler: Handler) -> Handler:
@@ -182,14 +138,25 @@ def _as_bytes(message: bytes | Message) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _unary(
-    method: Method, handler: Handler, gate: Gate, calls: ActiveCalls, max_request_bytes: int
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+def _admitted(call: Call, parts: Iterator[bytes], context: grpc.ServicerContext, calls: ActiveCalls, requests: Requests) -> bytes:
+    """The request of a call. Who calls is found out first: a stranger's is not waited for."""
+    try:
+        call.admit()
+        data = requests.first(parts, context)
+    finally:
+        # Only now: whoever drains a server waits for no request.
         calls.add(context)
-        call = Call(method.name, context, gate, data)
+    call.begin(data)
+    return data
+
+
+def _unary(
+    method: Method, handler: Handler, gate: Gate, calls: ActiveCalls, requests: Requests, max_request_bytes: int
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+    def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        call = Call(method.name, context, gate)
         try:
-            call.admit()
+            data = _admitted(call, parts, context, calls, requests)
             answered = handler(_parse(method, data, max_request_bytes), call)
             message: bytes = answered if isinstance(answered, bytes) else answered.SerializeToString()
         except Exception as error:
@@ -240,15 +207,20 @@ def _taking(
 
 
 def _streaming(
-    method: Method, handler: Handler, gate: Gate, calls: ActiveCalls, max_request_bytes: int, watchdog: Watchdog
-) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
-    def answer(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        calls.add(context)
-        call = Call(method.name, context, gate, data)
+    method: Method,
+    handler: Handler,
+    gate: Gate,
+    calls: ActiveCalls,
+    requests: Requests,
+    max_request_bytes: int,
+    watchdog: Watchdog,
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+    def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        call = Call(method.name, context, gate)
         messages: Iterator[bytes] = iter(())
         watchdog.watch(call)
         try:
-            call.admit()
+            data = _admitted(call, parts, context, calls, requests)
             messages = handler(_parse(method, data, max_request_bytes), call)
             hasher = xxh3_64(data) if call.wants_checksum else None
             for message in map(_as_bytes, messages):

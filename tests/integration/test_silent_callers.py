@@ -1,0 +1,108 @@
+"""Clients that begin calls and send no request: they get a thread for a while, and never all."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from tests.fuzz import http2
+from tests.integration.processes import health_of, wait_until
+
+from ome_tensor_client import connect
+from ome_tensor_proto.methods import METHODS
+from ome_tensor_server.testing import RunningServer, running_server
+
+CHECK, WATCH = (f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/{name}" for name in ("Check", "Watch"))
+REFLECT = f"/{reflection_pb2.DESCRIPTOR.services_by_name['ServerReflection'].full_name}/ServerReflectionInfo"
+METHOD_PATHS = [METHODS["ListDatasets"].path, METHODS["ReadTiles"].path, CHECK, WATCH, REFLECT]
+
+
+@pytest.fixture
+def open_server(image_path: Path) -> Iterator[RunningServer]:
+    """One that asks nobody who they are, and waits a second for a request."""
+    with running_server([image_path], stall_seconds=1, max_concurrent_reads=4) as server:
+        yield server
+
+
+def begin_calls(target: str, path: str, count: int) -> socket.socket:
+    """So many calls on one connection from another of this host's addresses, whose requests do not come."""
+    host, _, port = target.rpartition(":")
+    connection = socket.create_connection((host, int(port)), source_address=("127.0.0.2", 0))
+    head = http2.PREFACE + http2.settings()
+    for number in range(count):
+        head += http2.headers(2 * number + 1, http2.grpc_headers(path))
+    connection.sendall(head)
+    return connection
+
+
+def read_all(connection: socket.socket, seconds: float) -> bytes:
+    """What a server has to say for a while."""
+    connection.settimeout(0.1)
+    said, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            said += connection.recv(1 << 16)
+        except TimeoutError:
+            continue
+    return said
+
+
+@pytest.mark.parametrize("path", METHOD_PATHS)
+def test_others_get_through(open_server: RunningServer, path: str, pixels: np.ndarray) -> None:
+    """Whatever is called by whoever is silent, and also a thousand times."""
+    with ExitStack() as stack:
+        stack.enter_context(begin_calls(open_server.target, path, 1000))
+        time.sleep(0.2)
+        with connect(open_server.target, timeout=5, retry_for=0) as client:
+            np.testing.assert_array_equal(client.tensor_view("image", layout="TZCYX").to_numpy(), pixels)
+        assert health_of(open_server.target) == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("path", METHOD_PATHS)
+def test_a_call_without_a_request_comes_to_an_end(open_server: RunningServer, path: str) -> None:
+    """Its thread is free again; the client hears of it."""
+    with begin_calls(open_server.target, path, 3) as connection:
+        said = read_all(connection, 3)
+    ended = {
+        int.from_bytes(one[5:9], "big")
+        for one in http2.frames(said)
+        if one[3] == http2.RST or (one[4] & http2.END_STREAM and one[3] in (0, 1))
+    }
+    assert ended == {1, 3, 5}
+    requests = open_server.server._requests
+    wait_until(lambda: not requests._waiting, "nothing is waited for")
+
+
+def test_a_host_with_too_many_of_them_is_told_so(open_server: RunningServer) -> None:
+    """And may go on when some have ended."""
+    most = open_server.server._requests._most
+    with ExitStack() as stack:
+        stack.enter_context(begin_calls(open_server.target, METHODS["ReadTiles"].path, most))
+        wait_until(lambda: open_server.server._requests._waiting["127.0.0.2"] == most, "all are waited for")
+        said = read_all(stack.enter_context(begin_calls(open_server.target, METHODS["ListDatasets"].path, 1)), 0.5)
+        assert b"127.0.0.2 have sent no request yet" in said
+        assert b"grpc-status" in said
+
+
+def test_an_end_without_a_request_is_an_error_of_the_client(open_server: RunningServer) -> None:
+    with grpc.insecure_channel(open_server.target) as channel:
+        call = channel.stream_unary(METHODS["ListDatasets"].path).future(iter(()), timeout=10)
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "the call has no request" in call.details()
+
+
+def test_a_server_stops_beside_them(image_path: Path) -> None:
+    """Whoever drains waits for no request."""
+    with running_server([image_path]) as server, begin_calls(server.target, METHODS["ReadTiles"].path, 8):
+        wait_until(lambda: sum(server.server._requests._waiting.values()) == 8, "all are waited for")
+        began = time.monotonic()
+        server.server.stop(grace=20)
+        assert time.monotonic() - began < 10
