@@ -36,7 +36,7 @@ _OPERATORS = (NotAllowed, NotAuthenticated, ServerError)
 _GROUP = "ome_tensor.commands"
 
 #: Commands that users of the base installation will look for, and the extra that brings each.
-_EXTRAS = {"serve": "server", "token": "server"}
+_EXTRAS = {"serve": "server", "token": "server", "certificate": "server"}
 
 
 class _Commands(TyperGroup):
@@ -163,10 +163,11 @@ def _options(
     ca: cli_connect.Ca = "",
     cert: cli_connect.Cert = "",
     key: cli_connect.Key = "",
+    server_name: cli_connect.ServerName = "",
     token_file: cli_connect.TokenFile = "",
     insecure: cli_connect.Insecure = False,
 ) -> None:
-    cli_connect.set_security(cli_connect.Security(tls, ca, cert, key, token_file, insecure))
+    cli_connect.set_security(cli_connect.Security(tls, ca, cert, key, server_name, token_file, insecure))
 
 
 @app.command("ls")
@@ -212,7 +213,7 @@ def health(target: Target, timeout: Seconds = 3) -> None:
     from .health import check_health
 
     chosen = cli_connect.security()
-    status = check_health(target, timeout=timeout, **{name: chosen[name] for name in ("tls", "ca", "cert", "key")})
+    status = check_health(target, timeout=timeout, **{name: chosen[name] for name in ("tls", "ca", "cert", "key", "server_name")})
     if status != "SERVING":
         raise Unavailable(f"{target}: {status}", field="target", value=target)
     say(status)

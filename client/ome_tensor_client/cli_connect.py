@@ -10,7 +10,20 @@ import typer
 if TYPE_CHECKING:
     from .client import Client
 
-__all__ = ["PATIENCE", "Ca", "Cert", "Insecure", "Key", "Security", "Tls", "TokenFile", "reach", "security", "set_security"]
+__all__ = [
+    "PATIENCE",
+    "Ca",
+    "Cert",
+    "Insecure",
+    "Key",
+    "Security",
+    "ServerName",
+    "Tls",
+    "TokenFile",
+    "reach",
+    "security",
+    "set_security",
+]
 
 #: Seconds for which a command asks again before it says that nothing answers: a person waits for it.
 PATIENCE = 2.0
@@ -28,6 +41,15 @@ Cert: TypeAlias = Annotated[
     str, typer.Option(metavar="FILE", envvar=f"{_VARIABLES}CERT", help="A client certificate (PEM).", show_envvar=False)
 ]
 Key: TypeAlias = Annotated[str, typer.Option(metavar="FILE", envvar=f"{_VARIABLES}KEY", help="Its key (PEM).", show_envvar=False)]
+ServerName: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar=f"{_VARIABLES}SERVER_NAME",
+        help="The name that the server's certificate is for, where that is another.",
+        show_envvar=False,
+    ),
+]
 TokenFile: TypeAlias = Annotated[
     str,
     # No option for the token itself: whoever lists processes would see it.
@@ -51,6 +73,7 @@ class Security:
     ca: str = ""
     cert: str = ""
     key: str = ""
+    server_name: str = ""
     token_file: str = ""
     insecure: bool = False
 

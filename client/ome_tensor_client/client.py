@@ -195,7 +195,7 @@ def connect(target: str | Sequence[str], **options: Any) -> Client:
     Args:
         target: ``HOST:PORT``, or a list of them (or a text with commas between them).
         options: Fields of :class:`Options`: timeout, retry_for, prefetch_bytes, message_bytes, compression, transport, store,
-            reuse_memory, connections, checksum; tls, ca, cert, key, token, token_file, insecure; tracing.
+            reuse_memory, connections, checksum; tls, ca, cert, key, server_name, token, token_file, insecure; tracing.
 
     Raises:
         InvalidArgument: a malformed target or option. (TypeError for an unknown option.)

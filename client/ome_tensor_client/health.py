@@ -35,7 +35,7 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, *
         target: ``HOST:PORT``.
         timeout: Seconds to wait.
         service: Full name of the gRPC service to ask about; ``""`` for the server as a whole.
-        security: Fields of :class:`Options` about TLS: tls, ca, cert, key.
+        security: Fields of :class:`Options` about TLS: tls, ca, cert, key, server_name.
 
     Returns:
         ``SERVING``, ``NOT_SERVING`` (loading, or shutting down), ``SERVICE_UNKNOWN`` or ``UNKNOWN``.

@@ -92,6 +92,8 @@ class Identity:
             credentials = grpc.ssl_channel_credentials(
                 _content("ca", own.ca), _content("key", own.key), _content("cert", own.cert)
             )
+            if own.server_name:
+                options = (*options, ("grpc.ssl_target_name_override", own.server_name))
             channel = grpc.secure_channel(target, credentials, options=options)
         return channel
 

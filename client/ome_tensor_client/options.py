@@ -47,6 +47,7 @@ class Options:
         tls: Whether to talk TLS, trusting the authorities that the system trusts; ``ca`` and ``cert`` mean that too.
         ca: PEM file of the authorities to trust instead.
         cert, key: PEM files of a client certificate and its key, for servers that want one.
+        server_name: The name that the server's certificate is for, where it is reached by another one (through a tunnel, by a number).
         token: Who this is, as the server knows it (``ome-tensor token create``, or an identity provider's).
         token_file: File that holds the token instead; read again when it changes, so that a token may be renewed under a running job.
         insecure: Allow a token to travel in plain text beyond this host.
@@ -69,6 +70,7 @@ class Options:
     ca: str = ""
     cert: str = ""
     key: str = ""
+    server_name: str = ""
     token: str = field(default="", repr=False)
     token_file: str = ""
     insecure: bool = False
@@ -107,6 +109,7 @@ class Options:
             ("ca", "the path of a file"),
             ("cert", "the path of a file"),
             ("key", "the path of a file"),
+            ("server_name", "a name"),
             ("token_file", "the path of a file"),
         ):
             value = getattr(self, name)
@@ -120,6 +123,10 @@ class Options:
         for name, other in (("cert", "key"), ("key", "cert")):
             if getattr(self, name) and not getattr(self, other):
                 raise InvalidArgument(f"{name} needs {other}", field=other, value="")
+        if self.server_name and not self.is_secure:
+            raise InvalidArgument(
+                "server_name is of certificates: it needs tls or ca", field="server_name", value=self.server_name
+            )
 
     @property
     def is_secure(self) -> bool:

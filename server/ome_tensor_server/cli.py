@@ -18,6 +18,7 @@ from ome_tensor.errors import InvalidArgument
 from ome_tensor_proto.memory import keep_blocks
 
 from .app import TensorServer
+from .certificate_cli import certificate
 from .finding import SourceFile, find_sources
 from .logs import configure
 from .readers.detect import is_address
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     """Add the server's commands."""
     app.command()(serve)
     app.add_typer(token_commands, name="token")
+    app.command()(certificate)
 
 
 def serve(

@@ -103,9 +103,9 @@ class Settings:
         max_caller_bytes_in_flight: The same of one caller; 0: half of it, where callers say who they are, else all.
         decode_cache_bytes: Decompressed chunks kept, over all datasets: half for those loaded, half for those served in place.
         grace_seconds: How long running streams may finish after SIGTERM.
-        stall_seconds: How long a client may leave a message untaken before its stream is ended and its place freed; it can resume. Also how long the
-            request of a call may take to come, up to 30 s.
-            How long an upload may send nothing, too: then it is ended, and what has come is forgotten.
+        stall_seconds: How long a client may leave a message untaken before its stream is ended and its place freed; it can resume. How long an
+            upload may send nothing, too: then it is ended, and what has come is forgotten. And how long the request of a call may take to come, up
+            to 30 s.
         metrics: ``HOST:PORT`` of an HTTP port with ``/metrics`` (for Prometheus), ``/livez`` and ``/readyz``; empty: none. It shows counts, and no
             names.
         tracing: Take part in OpenTelemetry traces, exported as ``OTEL_*`` variables say.
