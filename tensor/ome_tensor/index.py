@@ -18,7 +18,7 @@ from .errors import InvalidRecord, InvalidSelection
 from .record import ImageMeta, Record, read_meta
 from .selection import Indices, Selection, as_index
 
-__all__ = ["PixelIndex", "copy_dense", "require_single_plane"]
+__all__ = ["PixelIndex", "copy_dense", "cut_at_blocks", "require_single_plane"]
 
 
 class PixelIndex:
@@ -197,8 +197,8 @@ class PixelIndex:
         cells, window = self._cells, self.blocks.window
         nz, ny, nx = self._block
         z_runs = _runs(s.z, nz)
-        y_runs = _spans(s.y, s.h, ny)
-        x_runs = _spans(s.x, s.w, nx)
+        y_runs = cut_at_blocks(s.y, s.h, ny)
+        x_runs = cut_at_blocks(s.x, s.w, nx)
         for it, t in enumerate(s.t):
             for ic, c in enumerate(s.c):
                 plane_cells = cells[t, c]
@@ -326,20 +326,20 @@ def _copy_axes(frame: np.ndarray, axes: tuple[Indices, Indices, Indices], out: n
     out[...] = frame[tuple(as_index(indices) for indices in axes)]
 
 
-def _spans(origin: int, length: int, block: int) -> list[tuple[int, slice, slice]]:
-    """Cut [origin, origin + length) at multiples of ``block``: (cell, where in the output, where in the block)."""
-    spans = []
+def cut_at_blocks(origin: int, length: int, block: int) -> list[tuple[int, slice, slice]]:
+    """[origin, origin + length) cut at multiples of ``block``: of each part its block's number, where it is in the output and in the block."""
+    parts = []
     at, end = origin, origin + length
     while at < end:
-        cell, inside = divmod(at, block)
+        number, inside = divmod(at, block)
         stop = min(end, at - inside + block)
-        spans.append((cell, slice(at - origin, stop - origin), slice(inside, inside + stop - at)))
+        parts.append((number, slice(at - origin, stop - origin), slice(inside, inside + stop - at)))
         at = stop
-    return spans
+    return parts
 
 
 def _runs(indices: Indices, block: int) -> list[tuple[int, slice, slice]]:
     """The same for a list of indices: neighbours in one block become one run."""
     if isinstance(indices, range) and indices.step == 1:
-        return _spans(indices.start, len(indices), block)
+        return cut_at_blocks(indices.start, len(indices), block)
     return [(i // block, slice(n, n + 1), slice(i % block, i % block + 1)) for n, i in enumerate(indices)]

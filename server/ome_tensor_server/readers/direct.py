@@ -11,6 +11,7 @@ import pyarrow as pa
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.columns import Column, Sizes, sizes_of
 from ome_tensor.errors import InvalidRecord, InvalidSelection, LimitExceeded, OmeTensorError
+from ome_tensor.index import cut_at_blocks
 from ome_tensor.listing import Level
 from ome_tensor.pixels import Pixels
 from ome_tensor.record import ImageMeta
@@ -51,7 +52,7 @@ class DirectPixels:
         if out.size == 0:
             return
         s, (bt, bz, bc, by, bx) = selection, self._array.block
-        y_runs, x_runs = _spans(s.y, s.h, by), _spans(s.x, s.w, bx)
+        y_runs, x_runs = cut_at_blocks(s.y, s.h, by), cut_at_blocks(s.x, s.w, bx)
         # Block by block, so that each is asked for once.
         for t, t_places in _grouped(s.t, bt):
             for z, z_places in _grouped(s.z, bz):
@@ -122,18 +123,6 @@ def _grouped(indices: Indices, block: int) -> list[tuple[int, list[tuple[int, in
         number, inside = divmod(index, block)
         groups.setdefault(number, []).append((place, inside))
     return list(groups.items())
-
-
-def _spans(origin: int, length: int, block: int) -> list[tuple[int, slice, slice]]:
-    """[origin, origin + length) cut at multiples of ``block``: the block's number, and where in the output and in the block."""
-    spans = []
-    at, end = origin, origin + length
-    while at < end:
-        number, inside = divmod(at, block)
-        stop = min(end, at - inside + block)
-        spans.append((number, slice(at - origin, stop - origin), slice(inside, inside + stop - at)))
-        at = stop
-    return spans
 
 
 class DirectColumn:
