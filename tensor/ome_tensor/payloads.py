@@ -44,6 +44,16 @@ class ChunkCache:
         # Threads that want the same chunk wait for the one that decompresses it; a few locks serve all chunks.
         self._busy = [threading.Lock() for _ in range(16)]
 
+    def check_size(self, name: str, nbytes: int) -> None:
+        """LimitExceeded, with the chunk's name, where one would be too large to decompress."""
+        limit = self.max_chunk_bytes
+        if limit is not None and nbytes > limit:
+            raise LimitExceeded(
+                f"{name} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
+                field="chunks",
+                value=nbytes,
+            )
+
     def busy(self, key: tuple[int, int]) -> threading.Lock:
         """Held while the chunk of that key is being decompressed."""
         return self._busy[hash(key) % len(self._busy)]
@@ -198,13 +208,7 @@ class BytesPayload:
 
     def _decompress(self, block: int, raw: np.ndarray, codec: str, expected: int, dtype: np.dtype) -> np.ndarray:
         nbytes = expected * dtype.itemsize
-        limit = self._cache.max_chunk_bytes
-        if limit is not None and nbytes > limit:
-            raise LimitExceeded(
-                f"{self._name(block)} is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
-                field="chunks",
-                value=nbytes,
-            )
+        self._cache.check_size(self._name(block), nbytes)
         try:
             # As a stream, since Arrow's one-shot decompression gives memory that was never written where a payload is too short.
             with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(raw)), codec) as stream:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.columns import Column, Sizes, sizes_of
-from ome_tensor.errors import InvalidRecord, InvalidSelection, LimitExceeded, OmeTensorError
+from ome_tensor.errors import InvalidRecord, InvalidSelection, OmeTensorError
 from ome_tensor.index import cut_at_blocks
 from ome_tensor.listing import Level
 from ome_tensor.pixels import Pixels
@@ -87,13 +87,7 @@ class DirectPixels:
         nbytes = array.dtype.itemsize
         for first, last in zip(begin, end, strict=True):
             nbytes *= last - first
-        limit = self._cache.max_chunk_bytes
-        if limit is not None and nbytes > limit:
-            raise LimitExceeded(
-                f"a stored block is {nbytes} bytes when decompressed; at most {limit} are allowed (max_chunk_bytes)",
-                field="chunks",
-                value=nbytes,
-            )
+        self._cache.check_size("a stored block", nbytes)
         try:
             # Its own memory: what a view of the source would keep alive is the source's affair.
             block = np.array(array.read(begin, end), order="C")
