@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import pyarrow as pa
 
-from ome_tensor.batches import ImageBatch, uploaded
+from ome_tensor.batches import ImageBatch
 from ome_tensor.errors import InvalidArgument
-from ome_tensor.handoff import check_device, parse_device
-from ome_tensor.iteration import ImageTileArray, order_of, prefetch_of, tiling_of
+from ome_tensor.iteration import ImageTileArray, check_batch_edge, in_batches, order_of, prefetch_of, tiling_of, windows_of
 from ome_tensor.keys import format_key
 from ome_tensor.lazy import LazyTensorView
-from ome_tensor.tiling import Edge, Order, Tiling, positive
+from ome_tensor.tiling import Edge, Order, Tiling
 
 from .image_read import ImageRead
 from .remote import RemoteSource
@@ -167,10 +166,7 @@ class ImageSet(Sequence[LazyTensorView]):
         Raises:
             InvalidArgument, InvalidSelection, DatasetChanged: As :meth:`iter_tiles`.
         """
-        if edge not in ("drop", "pad"):
-            raise InvalidArgument(
-                f"edge must be drop or pad, not {edge!r}: a batch has tiles of one shape", field="edge", value=edge
-            )
+        check_batch_edge(edge)
         if tile_size is None and centred is None:
             raise InvalidArgument("name a tile_size or a centred window: images may differ in size", field="tile_size")
         tiling = cut_of(tile_size, centred, edge, pad)
@@ -210,9 +206,7 @@ class ImageSet(Sequence[LazyTensorView]):
             InvalidSelection: a window does not fit its image, or there is no such image; names its number.
             InvalidArgument, DatasetChanged: As :meth:`iter_batches`.
         """
-        if edge not in ("error", "pad"):
-            raise InvalidArgument(f"edge must be error or pad, not {edge!r}", field="edge", value=edge)
-        tiling = Tiling.windows(origins, size, "pad" if edge == "pad" else "clip", pad, images)
+        tiling = windows_of(origins, size, edge, pad, images)
         return self._batched(
             tiling, order_of(shuffle, seed, shard, start), batch_size, drop_last, prefetch, device, contiguous, beside, selection
         )
@@ -229,13 +223,10 @@ class ImageSet(Sequence[LazyTensorView]):
         beside: Sequence[str],
         selection: dict[str, Any],
     ) -> Iterator[ImageBatch]:
-        size = positive(batch_size, "batch_size", "batch_size must be > 0")
-        where = parse_device(device)
-        check_device(where, "numpy")
-        found = ImageRead(self, tiling, order, beside, selection).batches(size, prefetch_of(prefetch), contiguous)
-        if drop_last:
-            found = (batch for batch in found if len(batch) == size)
-        return uploaded(found, where) if where.kind == "cuda" else found
+        def read(size: int, depth: int) -> Iterator[ImageBatch]:
+            return ImageRead(self, tiling, order, beside, selection).batches(size, depth, contiguous)
+
+        return in_batches(read, batch_size, drop_last, prefetch, device)
 
 
 def cut_of(tile_size: Any, centred: Any, edge: Edge | None, pad: float) -> Tiling:

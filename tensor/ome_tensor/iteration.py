@@ -8,9 +8,9 @@ from __future__ import annotations
 import operator
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,19 @@ from .plan import ResolvedPlan
 from .selection import Selection
 from .tiling import Edge, Order, Tile, TileSequence, Tiling, check_seed, positive
 
-__all__ = ["ImageTileArray", "TileArray", "TileIteration", "order_of", "prefetch_of", "tiling_of"]
+__all__ = [
+    "ImageTileArray",
+    "TileArray",
+    "TileIteration",
+    "check_batch_edge",
+    "in_batches",
+    "order_of",
+    "prefetch_of",
+    "tiling_of",
+    "windows_of",
+]
+
+B = TypeVar("B", bound=BatchArray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +225,7 @@ class TileIteration(ABC):
         Raises:
             InvalidArgument: naming the argument and its value.
         """
-        if edge not in ("drop", "pad"):
-            raise InvalidArgument(
-                f"edge must be drop or pad, not {edge!r}: a batch has tiles of one shape", field="edge", value=edge
-            )
+        check_batch_edge(edge)
         return self._in_batches(
             tiling_of(tile_size, edge, pad),
             order_of(shuffle, seed, shard, start),
@@ -257,9 +266,7 @@ class TileIteration(ABC):
             InvalidSelection: a window does not fit; names its number and origin.
             InvalidArgument: naming the argument and its value.
         """
-        if edge not in ("error", "pad"):
-            raise InvalidArgument(f"edge must be error or pad, not {edge!r}", field="edge", value=edge)
-        tiling = Tiling.windows(origins, size, "pad" if edge == "pad" else "clip", pad)
+        tiling = windows_of(origins, size, edge, pad)
         return self._in_batches(
             tiling, order_of(shuffle, seed, shard, start), batch_size, drop_last, prefetch, device, contiguous
         )
@@ -267,13 +274,10 @@ class TileIteration(ABC):
     def _in_batches(
         self, tiling: Tiling, order: Order, batch_size: int, drop_last: bool, prefetch: int, device: str, contiguous: bool
     ) -> Iterator[BatchArray]:
-        size = positive(batch_size, "batch_size", "batch_size must be > 0")
-        where, depth = parse_device(device), prefetch_of(prefetch)
-        check_device(where, "numpy")
-        found = self._batches(self._fitting(tiling), order, size, contiguous=contiguous, prefetch=depth)
-        if drop_last:
-            found = (batch for batch in found if len(batch) == size)
-        return uploaded(found, where) if where.kind == "cuda" else found
+        def read(size: int, depth: int) -> Iterator[BatchArray]:
+            return self._batches(self._fitting(tiling), order, size, contiguous=contiguous, prefetch=depth)
+
+        return in_batches(read, batch_size, drop_last, prefetch, device)
 
     def _iterate(
         self, tiling: Tiling, shuffle: bool, seed: int | None, prefetch: int, device: str, contiguous: bool, mode: str
@@ -305,6 +309,40 @@ def tiling_of(tile_size: Any, edge: Edge, pad: float) -> Tiling:
     """Tiles of ``(h, w)`` or ``(z, h, w)``. Raises InvalidArgument."""
     entries = len(tile_size) if hasattr(tile_size, "__len__") else 0
     return Tiling.tiles_3d(tile_size, edge, pad) if entries == 3 else Tiling.tiles(tile_size, edge, pad)
+
+
+def check_batch_edge(edge: object) -> None:
+    """InvalidArgument where tiles would not all be of one shape."""
+    if edge not in ("drop", "pad"):
+        raise InvalidArgument(f"edge must be drop or pad, not {edge!r}: a batch has tiles of one shape", field="edge", value=edge)
+
+
+def windows_of(origins: Any, size: tuple[int, ...], edge: object, pad: float, images: Any = None) -> Tiling:
+    """Windows at listed origins, with ``images`` each of the image of that number. Raises InvalidArgument."""
+    if edge not in ("error", "pad"):
+        raise InvalidArgument(f"edge must be error or pad, not {edge!r}", field="edge", value=edge)
+    return Tiling.windows(origins, size, "pad" if edge == "pad" else "clip", pad, images)
+
+
+def in_batches(
+    read: Callable[[int, int], Iterator[B]], batch_size: object, drop_last: bool, prefetch: object, device: str
+) -> Iterator[B]:
+    """The batches that a caller's arguments mean.
+
+    Args:
+        read: Begins the read, given the size of a batch and the number of batches to read ahead.
+        batch_size, drop_last, prefetch, device: As in :meth:`TileIteration.iter_batches`.
+
+    Raises:
+        InvalidArgument: naming the argument; nothing has been read then.
+    """
+    size = positive(batch_size, "batch_size", "batch_size must be > 0")
+    where, depth = parse_device(device), prefetch_of(prefetch)
+    check_device(where, "numpy")
+    found = read(size, depth)
+    if drop_last:
+        found = (batch for batch in found if len(batch) == size)
+    return uploaded(found, where) if where.kind == "cuda" else found
 
 
 def order_of(shuffle: bool, seed: int | None, shard: object, start: object) -> Order:
