@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
-from xxhash import xxh3_64
 
 from ome_tensor.errors import BrokenStream
 from ome_tensor.watchdog import Watchdog
+from ome_tensor_proto.checksums import AnswerChecksum
 from ome_tensor_proto.methods import CHECKSUM
 
 __all__ = ["Messages", "Sending", "check_answer", "end_call", "only_answer"]
@@ -53,10 +53,10 @@ def check_answer(request: bytes, messages: Sequence[bytes], call: Any) -> None:
         BrokenStream: they did not, or the server does not say.
     """
     said = next((value for name, value in call.trailing_metadata() or () if name == CHECKSUM), None)
-    hasher = xxh3_64(request)
+    checksum = AnswerChecksum(request)
     for message in messages:
-        hasher.update(message)
-    if said != hasher.hexdigest():
+        checksum.update(message)
+    if said != checksum.text:
         raise BrokenStream(
             "request or answer did not arrive as it was sent (its checksum differs)" if said else "the answer has no checksum"
         )

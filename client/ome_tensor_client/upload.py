@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from google.protobuf.message import DecodeError
-from xxhash import xxh3_64
 
 from ome_tensor.errors import BrokenStream, InvalidArgument, Unavailable
 from ome_tensor.keys import check_name
@@ -20,6 +19,7 @@ from ome_tensor.late import is_late, late_buffer
 from ome_tensor.listing import DatasetInfo
 from ome_tensor.pixel_types import check_dtype
 from ome_tensor.tables import first_line, is_image_type
+from ome_tensor_proto.checksums import UploadChecksum
 from ome_tensor_proto.listing import dataset_from_proto
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
 
@@ -129,11 +129,11 @@ def upload(
     def messages() -> Iterator[bytes]:
         header = pb.UploadHeader(name=name, replace=replace)
         sent = 0
-        hasher = xxh3_64(name.encode())
+        checksum = UploadChecksum(name)
         yield pb.UploadDatasetRequest(header=header).SerializeToString()
         try:
             for payload in _stream(schema, batches):
-                hasher.update(payload)
+                checksum.update(payload)
                 yield pb.UploadDatasetRequest(payload=payload).SerializeToString()
                 sent += len(payload)
                 progress(sent, max(total, sent) if total else 0)
@@ -142,7 +142,7 @@ def upload(
             failures.append(error)
             raise
         # What the network damages is not to be kept for good.
-        yield pb.UploadDatasetRequest(xxh3=hasher.intdigest()).SerializeToString()
+        yield pb.UploadDatasetRequest(xxh3=checksum.number).SerializeToString()
 
     try:
         answer = connection.send("UploadDataset", messages())

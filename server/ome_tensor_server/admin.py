@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from xxhash import xxh3_64
-
 from ome_tensor.errors import BrokenStream, Cancelled, InvalidArgument, NotAllowed, NotSupported, Overloaded, Unavailable
 from ome_tensor.listing import DatasetInfo
+from ome_tensor_proto.checksums import UploadChecksum
 from ome_tensor_proto.listing import dataset_to_proto
 from ome_tensor_proto.methods import ADMIN_METHODS
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
@@ -186,12 +185,12 @@ def _limited(name: str, handler: Handler) -> Handler:
 
 def _payloads(name: str, first: pb.UploadDatasetRequest, rest: Iterator[pb.UploadDatasetRequest]) -> Iterator[bytes]:
     """The parts of an upload; raises BrokenStream where they are not what was sent."""
-    hasher = xxh3_64(name.encode())
+    checksum = UploadChecksum(name)
     message = first
     while True:
-        hasher.update(message.payload)
+        checksum.update(message.payload)
         yield message.payload
-        if message.xxh3 and message.xxh3 != hasher.intdigest():
+        if message.xxh3 and message.xxh3 != checksum.number:
             raise BrokenStream(
                 "the upload did not arrive as it was sent (its checksum differs)", field="xxh3", value=message.xxh3
             )

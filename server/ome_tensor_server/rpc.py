@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from xxhash import xxh3_64
 
 from ome_tensor.errors import InvalidArgument, LimitExceeded, OmeTensorError, ServerError
 from ome_tensor.watchdog import Watchdog
+from ome_tensor_proto.checksums import AnswerChecksum
 from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, METHODS, ONE_MESSAGE, Method
 from ome_tensor_proto.status import to_status
 
@@ -166,7 +166,9 @@ def _unary(
             call.end()
         call.nbytes = len(message)
         if call.wants_checksum:
-            context.set_trailing_metadata(((CHECKSUM, xxh3_64(data + message).hexdigest()),))
+            checksum = AnswerChecksum(data)
+            checksum.update(message)
+            context.set_trailing_metadata(((CHECKSUM, checksum.text),))
         call.finish("OK")
         return message
 
@@ -222,10 +224,10 @@ def _streaming(
         try:
             data = _admitted(call, parts, context, calls, requests)
             messages = handler(_parse(method, data, max_request_bytes), call)
-            hasher = xxh3_64(data) if call.wants_checksum else None
+            checksum = AnswerChecksum(data) if call.wants_checksum else None
             for message in map(_as_bytes, messages):
-                if hasher is not None:
-                    hasher.update(message)
+                if checksum is not None:
+                    checksum.update(message)
                 # Whoever is let out in the middle of a read is told so instead of given more.
                 call.check_access()
                 call.nbytes += len(message)
@@ -239,8 +241,8 @@ def _streaming(
             _refuse(error, call, context)
             raise
         else:
-            if hasher is not None:
-                context.set_trailing_metadata(((CHECKSUM, hasher.hexdigest()),))
+            if checksum is not None:
+                context.set_trailing_metadata(((CHECKSUM, checksum.text),))
             call.finish("OK" if call.is_active else "CANCELLED")
         finally:
             watchdog.forget(call)
