@@ -25,6 +25,7 @@ from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
 from .read_stats import ReadStats
 from .received import uniform_batches, whole_tiles
+from .running import Running
 from .tile_stream import TileStream
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class ImageRead:
         self._beside = list(beside)
         self._tiling, self._order = tiling, order
         self.stats = stats
-        self._begun: TileStream | None = None
-        self._is_cancelled = False
+        self._running = Running()
         self._tiles: OrderedTiles | None = None
         self.enumeration: OrderedTiles | None = None
         if len(images):
@@ -105,6 +105,8 @@ class ImageRead:
         """The same read in another order of its tiles; not of time batches. Raises InvalidArgument where a span leads beyond their end."""
         again = copy(self)
         again._order = order
+        # What ends one is not to end the other.
+        again._running = Running()
         if len(self._images):
             again._tiles = tiles_of([view.shown for view in self._views], self._of, self._tiling, order)
         return again
@@ -149,16 +151,11 @@ class ImageRead:
             compression=compression_to_proto("none" if options.compression == "auto" else options.compression),
             beside=self._beside,
         )
-        self._begun = stream = TileStream(images._connection, request, len(tiles), self.stats)
-        if self._is_cancelled:
-            stream.cancel()
-        return stream
+        return self._running.begin(TileStream(images._connection, request, len(tiles), self.stats))
 
     def cancel(self) -> None:
         """End the read that was begun last, and any that is begun later, from any thread."""
-        self._is_cancelled = True
-        if self._begun is not None:
-            self._begun.cancel()
+        self._running.cancel()
 
     def tiles(self, prefetch: int, contiguous: bool) -> Iterator[ImageTileArray]:
         """The tiles, each checked to be the one that its number says."""

@@ -30,6 +30,7 @@ from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 from .dealt import deal, taken_back
 from .known_images import KnownImage
 from .received import uniform_batches, whole_tiles
+from .running import Running
 from .tile_stream import TileStream, read_one
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class RemoteView(TensorView):
             return super()._batches(tiling, order, size, contiguous=contiguous, prefetch=prefetch)
         if order.shuffle and order.seed is None:
             order = replace(order, seed=secrets.randbits(64))
-        running = _Running()
+        running = Running()
         found = self._arriving(TileSequence(shown, tiling, order), size, contiguous, running)
         if not prefetch:
             return found
@@ -338,11 +339,11 @@ class RemoteView(TensorView):
             cancel=running.cancel,
         )
 
-    def _arriving(self, tiles: TileSequence, size: int, contiguous: bool, running: _Running) -> Iterator[BatchArray]:
+    def _arriving(self, tiles: TileSequence, size: int, contiguous: bool, running: Running) -> Iterator[BatchArray]:
         """Batches as messages bring them."""
         resolved, start = self._resolved, tiles.order.start
         for first, count, part, order, numbers in _requests(tiles, size):
-            if running.stopped:
+            if running.is_cancelled:
                 return
             request = self.pixels.request(resolved.shown, resolved.dtype, part, order, arrow=False)
             request.tiles_per_batch = min(size, 2**32 - 1)
@@ -373,22 +374,3 @@ def _requests(tiles: TileSequence, size: int) -> Iterator[tuple[int, int, Tiling
     for first in range(0, expected, step):
         numbers = tiles.numbers(first, step)
         yield first, len(numbers), replace(tiling, origins=tiling.origins.take(numbers)), Order(), numbers
-
-
-class _Running:
-    """The stream that is being read, of a read that takes several: so that any thread can end it, and no other begins."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._stream: TileStream | None = None
-
-    def begin(self, stream: TileStream) -> TileStream:
-        self._stream = stream
-        if self.stopped:
-            stream.cancel()
-        return stream
-
-    def cancel(self) -> None:
-        self.stopped = True
-        if self._stream is not None:
-            self._stream.cancel()

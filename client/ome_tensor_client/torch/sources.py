@@ -21,6 +21,7 @@ from ome_tensor_client.image_read import ImageRead
 from ome_tensor_client.image_set import ImageSet
 from ome_tensor_client.read_stats import ReadStats
 from ome_tensor_client.remote import RemoteSource
+from ome_tensor_client.running import Running
 
 __all__ = ["TileReader", "TileSource", "image_set_of", "source_of"]
 
@@ -170,8 +171,7 @@ class _SetReader:
 
     def __init__(self, read: ImageRead) -> None:
         self._read = read
-        self._running: ImageRead | None = None
-        self._is_cancelled = False
+        self._running = Running()
 
     def batches(self, order: Order, size: int) -> Iterator[ImageBatch]:
         """See :meth:`TileReader.batches`."""
@@ -182,16 +182,11 @@ class _SetReader:
         return self._begun(order).tiles(0, True)
 
     def _begun(self, order: Order) -> ImageRead:
-        self._running = running = self._read.reordered(order)
-        if self._is_cancelled:
-            running.cancel()
-        return running
+        return self._running.begin(self._read.reordered(order))
 
     def cancel(self) -> None:
         """See :meth:`TileReader.cancel`."""
-        self._is_cancelled = True
-        if self._running is not None:
-            self._running.cancel()
+        self._running.cancel()
 
 
 class _ViewSource:
