@@ -24,6 +24,7 @@ from ome_tensor.tables import ImageTable
 from .budget import human_bytes
 from .readers.base import InPlace, OpenedSource, changed
 from .readers.detect import open_source
+from .readers.sinks import Sink
 
 __all__ = ["InPlaceJobs"]
 
@@ -158,13 +159,12 @@ def _emptied(descriptor: int) -> IO[bytes]:
     return open(descriptor, "wb", closefd=False)
 
 
-class _Bounded:
+class _Bounded(Sink):
     """A file that takes so many bytes and no more: memory files count as nobody's memory."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
-        self._file = file
+        super().__init__(file)
         self._left = self._limit = limit
-        self.closed = False
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
@@ -175,12 +175,3 @@ class _Bounded:
             )
         self._file.write(data)
         return size
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self.closed = True

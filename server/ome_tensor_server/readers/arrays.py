@@ -19,6 +19,7 @@ from ome_tensor.selection import ChunkGrid, Extent
 from ome_tensor.tables import LEVEL, LEVEL_OF
 
 from .base import Progress
+from .sinks import Sink
 
 __all__ = [
     "ArrayImage",
@@ -304,16 +305,15 @@ def write_arrays(schema: pa.Schema, rows: Sequence[ArrayRow], file: IO[bytes], p
     file.flush()
 
 
-class _HoledFile:
+class _HoledFile(Sink):
     """A file for Arrow to write to that leaves holes for pixels, and is filled afterwards."""
 
     def __init__(self, file: IO[bytes], progress: Progress) -> None:
-        self._file = file
+        super().__init__(file)
         self._progress = progress
         self._images: list[tuple[int, int, PlacedArray]] = []
         self._holes: list[tuple[int, PlacedArray]] = []
         self._written = 0
-        self.closed = False
 
     def record(self, image: ArrayImage) -> pa.StructArray:
         """An image's record, its pixels memory that is neither there nor ever touched: one chunk for each plane, all in a row."""
@@ -369,15 +369,6 @@ class _HoledFile:
                 self._progress(self._written)
         self._holes.clear()
         self._images.clear()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self.closed = True
 
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)

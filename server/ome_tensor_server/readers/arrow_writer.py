@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from ome_tensor.late import is_late
 
+from .sinks import Sink
+
 __all__ = ["LateTable", "write_images"]
 
 #: Written, and given back to the system, at a time.
@@ -50,7 +52,7 @@ def write_images(
         progress: Told how many bytes have been written so far; may raise, which ends it.
         releases: Whether the tables' memory is nobody else's, so that it can go as soon as it is written.
     """
-    sink = _Sink(file, progress)
+    sink = _ReleasingFile(file, progress)
     rows = 0
     with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
         for item in tables:
@@ -66,18 +68,17 @@ def write_images(
     return rows
 
 
-class _Sink:
+class _ReleasingFile(Sink):
     """A file for Arrow to write to that gives the memory of large buffers back as they are written.
 
     A record of one image is decoded whole; without this, at the end of writing it to shared memory it would be there twice.
     """
 
     def __init__(self, file: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._file = file
+        super().__init__(file)
         self._progress = progress
         self.releases = False
         self.late: LateTable | None = None
-        self.closed = False
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -102,15 +103,6 @@ class _Sink:
             self._file.write(part)
             self._progress(self._file.tell())
         assert self._file.tell() == end, "a late buffer of another size than was said"
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def _give_back(address: int, size: int) -> None:
