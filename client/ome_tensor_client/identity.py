@@ -87,15 +87,12 @@ class Identity:
         """A channel to a server. Raises InvalidArgument where a file of certificates or keys cannot be read."""
         own = self._options
         if not own.is_secure:
-            channel = grpc.insecure_channel(target, options=options)
-        else:
-            credentials = grpc.ssl_channel_credentials(
-                _content("ca", own.ca), _content("key", own.key), _content("cert", own.cert)
-            )
-            if own.server_name:
-                options = (*options, ("grpc.ssl_target_name_override", own.server_name))
-            channel = grpc.secure_channel(target, credentials, options=options)
-        return channel
+        if not own.is_secure:
+            return grpc.insecure_channel(target, options=options)
+        credentials = grpc.ssl_channel_credentials(_content("ca", own.ca), _content("key", own.key), _content("cert", own.cert))
+        if own.server_name:
+            options = (*options, ("grpc.ssl_target_name_override", own.server_name))
+        return grpc.secure_channel(target, credentials, options=options)
 
     def outgoing(self, path: str, *further: tuple[str, str]) -> Outgoing:
         """What goes with a new call of a method, and more metadata. Raises InvalidArgument where the file of the token cannot be read."""

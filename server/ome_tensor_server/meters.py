@@ -135,6 +135,13 @@ class Meters:
         with self._lock:
             self._own[place] += value
 
+    def add_all(self, **values: float) -> None:
+        """Count several, by their names without labels, at once."""
+        places = [(_PLACES[name,], value) for name, value in values.items()]
+        with self._lock:
+            for place, value in places:
+                self._own[place] += value
+
     def set(self, name: str, value: float) -> None:
         """Of what goes up and down, or is counted elsewhere."""
         self._own[_PLACES[name,]] = value

@@ -424,10 +424,7 @@ def _marked(units: Iterator[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _count(call: Call, data: bytes, tiles: int) -> None:
-    meters = call.meters
-    meters.add("messages")
-    meters.add("tiles", value=tiles)
-    meters.add("sent_bytes", value=len(data))
+    call.meters.add_all(messages=1, tiles=tiles, sent_bytes=len(data))
 
 
 def _us(seconds: float) -> int:
