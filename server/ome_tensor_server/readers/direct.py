@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,10 @@ from ome_tensor.record import ImageMeta
 from ome_tensor.selection import ChunkGrid, Indices, Selection
 from ome_tensor.tables import LoadedTable
 
-from .arrays import ArrayImage, ArrayRow, PlacedArray, array_records, pixel_type_name
-from .base import InPlace
+from .arrays import ArrayImage, ArrayRow, PlacedArray, array_records, pixel_type_name, write_arrays
+from .base import InPlace, OpenedSource, Progress
 
-__all__ = ["DirectColumn", "DirectPixels", "arrays_in_place"]
+__all__ = ["ArraySource", "DirectColumn", "DirectPixels"]
 
 
 class DirectPixels:
@@ -184,17 +185,23 @@ def meta_of(image: ArrayImage) -> ImageMeta:
     )
 
 
-def arrays_in_place(
-    rows: Sequence[ArrayRow],
-    columns: Sequence[str],
-    schema: pa.Schema,
-    others: Sequence[tuple[str, str]],
-    version: str,
-    cache: ChunkCache,
-    check: Callable[[], None],
-) -> InPlace:
-    """An array source's rows as they are served in place."""
-    metadata = pa.table({name: pa.array([row.others.get(name) for row in rows], schema.field(name).type) for name, _ in others})
-    table = LoadedTable({}, tuple(others), len(rows), version, metadata=metadata)
-    found: dict[str, Column] = {name: DirectColumn([row.images.get(name) for row in rows], cache, check) for name in columns}
-    return InPlace(table, found, array_records(rows, schema))
+class ArraySource(OpenedSource):
+    """A source of arrays: what is written and what is served in place come from the same rows."""
+
+    _rows: Sequence[ArrayRow]
+
+    def write(self, file: IO[bytes], progress: Progress) -> None:
+        """See :meth:`OpenedSource.write`."""
+        write_arrays(self.schema, self._rows, file, progress)
+
+    def in_place(self, version: str, cache: ChunkCache) -> InPlace:
+        """See :meth:`OpenedSource.in_place`."""
+        rows, schema = self._rows, self.schema
+        metadata = pa.table(
+            {name: pa.array([row.others.get(name) for row in rows], schema.field(name).type) for name, _ in self.others}
+        )
+        table = LoadedTable({}, tuple(self.others), len(rows), version, metadata=metadata)
+        columns: dict[str, Column] = {
+            name: DirectColumn([row.images.get(name) for row in rows], cache, self.check_read) for name in self.images
+        }
+        return InPlace(table, columns, array_records(rows, schema))

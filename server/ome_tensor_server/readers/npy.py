@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from tokenize import TokenError
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidRecord
 from ome_tensor.record import ImageMeta
 
-from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
-from .base import InPlace, Progress
-from .direct import arrays_in_place
+from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
+from .direct import ArraySource
 from .files import FileSource
 
 __all__ = ["NpySource"]
@@ -25,7 +23,7 @@ _AXES = {2: "YX", 3: "CYX", 4: "ZCYX", 5: "TZCYX"}
 _BLOCK = 1 << 20
 
 
-class NpySource(FileSource):
+class NpySource(ArraySource, FileSource):
     """An array of 2 to 5 axes: YX, CYX, ZCYX or TZCYX. See :class:`OpenedSource`.
 
     Args:
@@ -58,11 +56,3 @@ class NpySource(FileSource):
         self.images, self.others, self.rows = ["image"], (), 1
         self.schema = arrays_schema({"image": 0}, {})
         self.nbytes = arrays_nbytes(self._rows)
-
-    def write(self, file: IO[bytes], progress: Progress) -> None:
-        """See :meth:`OpenedSource.write`."""
-        write_arrays(self.schema, self._rows, file, progress)
-
-    def in_place(self, version: str, cache: ChunkCache) -> InPlace:
-        """See :meth:`OpenedSource.in_place`."""
-        return arrays_in_place(self._rows, self.images, self.schema, self.others, version, cache, self.check_read)

@@ -6,19 +6,17 @@ import datetime
 import math
 import re
 import struct
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tifffile
 import zarr
 
-from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidRecord, OmeTensorError
 from ome_tensor.record import Channel, ImageMeta
 
-from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
-from .base import InPlace, Progress
-from .direct import arrays_in_place
+from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
+from .direct import ArraySource
 from .files import FileSource
 
 __all__ = ["TiffSource"]
@@ -32,7 +30,7 @@ _FILE_NAME = re.compile(r'FileName="([^"]*)"')
 _LENGTHS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "Å": 1e-4, "m": 1e6, "pm": 1e-6}
 
 
-class TiffSource(FileSource):
+class TiffSource(ArraySource, FileSource):
     """A TIFF file: a row for each of its series (of an OME-TIFF, each image). See :class:`OpenedSource`.
 
     Args:
@@ -133,14 +131,6 @@ class TiffSource(FileSource):
             for offset, count in zip(offsets, counts, strict=True):
                 if not (offset > 0 and 0 < count <= size - offset):
                     raise self.unreadable("TIFF file", f"a strip or tile of plane {number} does not lie in the file")
-
-    def write(self, file: IO[bytes], progress: Progress) -> None:
-        """See :meth:`OpenedSource.write`."""
-        write_arrays(self.schema, self._rows, file, progress)
-
-    def in_place(self, version: str, cache: ChunkCache) -> InPlace:
-        """See :meth:`OpenedSource.in_place`."""
-        return arrays_in_place(self._rows, self.images, self.schema, self.others, version, cache, self.check_read)
 
     def close(self) -> None:
         """See :meth:`OpenedSource.close`."""

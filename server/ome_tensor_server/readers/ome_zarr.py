@@ -13,21 +13,19 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import zarr
 from zarr.storage import FsspecStore, LocalStore
 
-from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidRecord, OmeTensorError
 from ome_tensor.record import Channel, ImageMeta
 from ome_tensor_server.file_system import FileState, file_state
 
-from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema, write_arrays
-from .base import InPlace, OpenedSource, Progress
+from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
 from .detect import is_address, leads_up, location_name
-from .direct import arrays_in_place
+from .direct import ArraySource
 from .folders import folder_digest, folder_fingerprint, folder_states, states_fingerprint
 
 __all__ = ["ZarrSource"]
@@ -81,7 +79,7 @@ class _NotedStore(LocalStore):  # type: ignore[misc]
         return super().get_sync(key, **options)
 
 
-class ZarrSource(OpenedSource):
+class ZarrSource(ArraySource):
     """An OME-Zarr image, collection or plate. See :class:`OpenedSource`.
 
     An image is one row, its labels further image columns ``label_NAME`` beside it where they are of its size. A collection (bioformats2raw's layout)
@@ -303,14 +301,6 @@ class ZarrSource(OpenedSource):
         for key in keys:
             if file_state(os.path.join(self.location, key)) != self._states.get(os.path.normpath(key)):
                 raise self.changed()
-
-    def write(self, file: IO[bytes], progress: Progress) -> None:
-        """See :meth:`OpenedSource.write`."""
-        write_arrays(self.schema, self._rows, file, progress)
-
-    def in_place(self, version: str, cache: ChunkCache) -> InPlace:
-        """See :meth:`OpenedSource.in_place`."""
-        return arrays_in_place(self._rows, self.images, self.schema, self.others, version, cache, self.check_read)
 
     def close(self) -> None:
         """See :meth:`OpenedSource.close`."""
