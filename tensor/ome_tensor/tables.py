@@ -198,7 +198,7 @@ def split_columns(schema: pa.Schema, path: Path) -> tuple[list[str], tuple[tuple
 
 
 def first_line(error: BaseException) -> str:
-    """An Arrow error's first line: what is wrong, without its trace."""
+    """The first line of what a library says: what is wrong, without its trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -17,7 +17,7 @@ from ome_tensor.listing import Level
 from ome_tensor.pixels import Pixels
 from ome_tensor.record import ImageMeta
 from ome_tensor.selection import ChunkGrid, Indices, Selection
-from ome_tensor.tables import LoadedTable
+from ome_tensor.tables import LoadedTable, first_line
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, array_records, pixel_type_name, write_arrays
 from .base import InPlace, OpenedSource, Progress
@@ -100,8 +100,9 @@ class DirectPixels:
             if isinstance(error, OmeTensorError):
                 raise
             # Whatever a library says of bytes that it did not expect.
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InvalidRecord(f"the block at {tuple(begin)} (TZCYX) cannot be read: {why}", field="chunks") from error
+            raise InvalidRecord(
+                f"the block at {tuple(begin)} (TZCYX) cannot be read: {first_line(error)}", field="chunks"
+            ) from error
         # Afterwards: what has gone reads as zeros in some formats.
         self._check()
         return block

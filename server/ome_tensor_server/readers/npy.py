@@ -9,6 +9,7 @@ import numpy as np
 
 from ome_tensor.errors import InvalidRecord
 from ome_tensor.record import ImageMeta
+from ome_tensor.tables import first_line
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
 from .direct import ArraySource
@@ -42,7 +43,7 @@ class NpySource(ArraySource, FileSource):
             # Mapped: reads its header only, and looks whether the file is as long as that says. What needs pickle is refused.
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, TokenError) as error:
-            raise self.unreadable(".npy file", str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+            raise self.unreadable(".npy file", first_line(error)) from None
         if array.ndim not in _AXES:
             raise self.unreadable(".npy file of an image", f"it has {array.ndim} axes, not 2 to 5")
         axes = _AXES[array.ndim]

@@ -14,6 +14,7 @@ import zarr
 
 from ome_tensor.errors import InvalidRecord, OmeTensorError
 from ome_tensor.record import Channel, ImageMeta
+from ome_tensor.tables import first_line
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
 from .direct import ArraySource
@@ -58,7 +59,7 @@ class TiffSource(ArraySource, FileSource):
             raise self.unreadable("TIFF file", str(error)) from None
         except Exception as error:
             # Whatever its parts raise of bytes that they did not expect.
-            raise self.unreadable("TIFF file", (str(error).splitlines() or [type(error).__name__])[0]) from None
+            raise self.unreadable("TIFF file", first_line(error)) from None
         if not found:
             raise self.unreadable("TIFF file", "it holds no image")
         self._rows = found

@@ -21,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from ome_tensor.errors import InvalidRecord, OmeTensorError
 from ome_tensor.record import Channel, ImageMeta
+from ome_tensor.tables import first_line
 from ome_tensor_server.file_system import FileState, file_state
 
 from .arrays import ArrayImage, ArrayRow, PlacedArray, arrays_nbytes, arrays_schema
@@ -125,7 +126,7 @@ class ZarrSource(ArraySource):
             raise
         except Exception as error:
             # Zarr raises whatever its parts do.
-            raise self._error((str(error).splitlines() or [type(error).__name__])[0]) from None
+            raise self._error(first_line(error)) from None
         if not found:
             raise self._error("it holds no image")
         self._rows = found
