@@ -12,6 +12,7 @@ from typing import IO
 import pyarrow as pa
 
 from .errors import InvalidRecord
+from .late import NORESERVE
 from .tables import LoadedTable, MappedFile, OpenedFile, first_line, level_columns, split_columns
 
 __all__ = ["ArrowImages", "is_arrow", "is_arrow_file", "map_arrow_file"]
@@ -19,8 +20,8 @@ __all__ = ["ArrowImages", "is_arrow", "is_arrow_file", "map_arrow_file"]
 _MAGIC = b"ARROW1"
 
 # A private mapping counts as memory that may be written, all of it, unless the system is told not to set it aside: a dataset may well be larger
-# than what this machine has. Python knows the flag by name from 3.13 on; the number is Linux's.
-_PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_NORESERVE", 0x4000)
+# than what this machine has.
+_PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | NORESERVE
 
 
 def is_arrow(file: IO[bytes]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ome_tensor.errors import InvalidRecord
+from ome_tensor.late import NORESERVE
 from ome_tensor.pixel_types import check_dtype
 from ome_tensor.record import LARGEST_SIZE, ImageMeta
 from ome_tensor.selection import ChunkGrid, Extent
@@ -322,7 +323,7 @@ class _HoledFile(Sink):
         plane = y * x * array.dtype.itemsize
         count = t * z * c
         # Shared memory that nobody touches takes no room, and is not counted as this process's own.
-        memory = pa.py_buffer(mmap.mmap(-1, max(1, count * plane), flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE))
+        memory = pa.py_buffer(mmap.mmap(-1, max(1, count * plane), flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE))
         self._images.append((memory.address, memory.size, array))
         offsets = pa.py_buffer(np.arange(count + 1, dtype=np.int64) * plane)
         pixels = pa.Array.from_buffers(pa.large_binary(), count, [None, offsets, memory])
@@ -369,9 +370,6 @@ class _HoledFile(Sink):
                 self._progress(self._written)
         self._holes.clear()
         self._images.clear()
-
-
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 def _strips(array: PlacedArray) -> Iterator[tuple[int, np.ndarray]]:
