@@ -27,7 +27,7 @@ test: $(VENV)/.stamp-test ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check
-check: $(VENV)/.stamp-check proto-check ## lint, formatting, types, generated code
+check: $(VENV)/.stamp-check proto-check locks-check audit ## lint, formatting, types, generated code, locks, licences, known vulnerabilities
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -94,15 +94,36 @@ proto-check: .venv-proto/.stamp-$(GRPC_TOOLS) ## fail where the committed genera
 test-floor: .venv-floor/.stamp ## test the library on the oldest versions it allows
 	.venv-floor/bin/python -m pytest -m "not slow" tests/unit tests/integration
 
+.PHONY: locks
+locks: .venv-supply/.stamp ## resolve the lock files of the images anew, keeping versions (UPGRADE=1 for the newest)
+	.venv-supply/bin/python deploy/lockfiles.py write --uv .venv-supply/bin/uv $(if $(UPGRADE),--upgrade)
+
+.PHONY: locks-check
+locks-check: $(VENV)/.stamp-check ## fail where the lock files are not what pyproject.toml asks for, or a licence is not allowed
+	$(BIN)/python deploy/lockfiles.py check
+	$(BIN)/python deploy/licences.py check
+
+.PHONY: licences
+licences: .venv-supply/.stamp ## list the licence of every locked package in deploy/LICENSES.md
+	.venv-supply/bin/python deploy/licences.py write .venv-supply/wheels
+
+.PHONY: audit
+audit: .venv-supply/.stamp ## ask for known vulnerabilities of what is locked (REQUIRED=1: fail where nobody answers)
+	.venv-supply/bin/python deploy/audit.py $(if $(REQUIRED),--required)
+
+.PHONY: sbom
+sbom: .venv-supply/.stamp ## write bills of materials of the images into dist/ (SBOM_PYTHON=3.12, the base image's)
+	.venv-supply/bin/python deploy/sbom.py $(SBOM_PYTHON)
+
 .PHONY: image
 image: ## build the container image (BASE_IMAGE=… for another base)
 	docker build $(BUILD) --tag ome-tensor .
 
 .PHONY: clean
 clean: ## remove environments, caches and build products
-	rm -rf .venv .venv-proto .venv-floor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-proto .venv-floor .venv-supply build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find wheels -name '*.whl' -delete
-	find tensor proto client server tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tensor proto client server deploy tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments ---------------------------------------------------------------------------------------------------
 
@@ -137,6 +158,12 @@ $(VENV)/.stamp-test: pyproject.toml | $(BIN)/python
 .venv-proto/.stamp-$(GRPC_TOOLS):
 	$(call new-environment,.venv-proto)
 	.venv-proto/bin/python $(PIP) install 'grpcio-tools==$(GRPC_TOOLS).*'
+	@touch $@
+
+# An environment of its own: these tools want what they want, and nothing of the project.
+.venv-supply/.stamp: deploy/supply-tools.txt
+	$(call new-environment,.venv-supply)
+	.venv-supply/bin/python $(PIP) install --requirement deploy/supply-tools.txt
 	@touch $@
 
 .venv-floor/.stamp: pyproject.toml tests/floor-requirements.txt

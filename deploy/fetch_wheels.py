@@ -38,7 +38,7 @@ def fetch(pins: list[Pin], python_version: str, into: Path) -> None:
     Raises:
         subprocess.CalledProcessError: pip could not; it has said why.
     """
-    missing = [pin for pin in pins if not _is_there(pin, python_version, into)]
+    missing = [pin for pin in pins if find(pin, python_version, into) is None]
     if not missing:
         return
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
@@ -49,16 +49,17 @@ def fetch(pins: list[Pin], python_version: str, into: Path) -> None:
         subprocess.run(pip, check=True)
 
 
-def _is_there(pin: Pin, python_version: str, folder: Path) -> bool:
-    """Whether the folder has a wheel of the pin that such a Python can install, and it is one of those that are locked."""
+def find(pin: Pin, python_version: str, folder: Path) -> Path | None:
+    """The wheel of a pin in a folder that such a Python can install, if it is one of those that are locked."""
     installable = _tags(python_version)
     for path in folder.glob("*.whl"):
         if canonicalize_name(path.name.partition("-")[0]) != pin.name:
             continue
         _, version, _, tags = parse_wheel_filename(path.name)
-        if str(version) == pin.version and tags & installable:
-            return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" in pin.hashes
-    return False
+        right = str(version) == pin.version and tags & installable
+        if right and f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" in pin.hashes:
+            return path
+    return None
 
 
 @functools.cache
