@@ -87,7 +87,6 @@ class Identity:
         """A channel to a server. Raises InvalidArgument where a file of certificates or keys cannot be read."""
         own = self._options
         if not own.is_secure:
-        if not own.is_secure:
             return grpc.insecure_channel(target, options=options)
         credentials = grpc.ssl_channel_credentials(_content("ca", own.ca), _content("key", own.key), _content("cert", own.cert))
         if own.server_name:

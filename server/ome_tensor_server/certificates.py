@@ -162,13 +162,15 @@ def _signed(builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> b
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    signed: bytes = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return signed
 
 
 def _key_bytes(key: EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    encoded: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return encoded
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -255,8 +255,9 @@ class Settings:
 
     @property
     def reader_bytes(self) -> int:
-        """Memory that a process which reads sources may have: however little is left for datasets, as much as libraries want."""
-        return max(self.memory_bytes // 2, 1 << 30)
+        """Memory that a process which reads sources may have: however little is left for datasets, as much as libraries want; but not so much that a
+        small container's end comes first."""
+        return max(self.memory_bytes // 2, min(1 << 30, machine_memory() // 2))
 
     @property
     def dataset_bytes(self) -> int:
