@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.processes import wait_until
+
+from ome_tensor_server.testing import running_server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -47,6 +50,23 @@ def test_ddp_sees_each_tile_once(tmp_path: Path) -> None:
     said = run("ddp.py", folder=tmp_path)
     assert re.findall(r"epoch (\d): each of 400 tiles was seen exactly once", said) == ["0", "1"]
     assert re.search(r"one process goes on with epoch 1: 304 tiles", said)
+
+
+@needs_torch
+def test_a_worker_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Against a server of its own, as compose runs it; what it had learned and read is kept."""
+    with running_server([EXAMPLES / "data"]) as server:
+        arguments = ("worker.py", server.target, "idr0062a-6001240.chunks", "--state", str(tmp_path / "state"), "--epochs", "2")
+        with subprocess.Popen(
+            [sys.executable, str(EXAMPLES / arguments[0]), *arguments[1:]], stdout=subprocess.DEVNULL
+        ) as killed:
+            wait_until((tmp_path / "state").exists, "the first checkpoint", 100)
+            killed.kill()
+        said = run(*arguments, folder=tmp_path)
+        assert said.startswith("going on in epoch 0\n")
+        first, last = (float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+); \d+ tiles/s, starving", said))
+        assert last < first
+        assert run(*arguments, folder=tmp_path).startswith("going on in epoch 1\n")
 
 
 @needs_jax

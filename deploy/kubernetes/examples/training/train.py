@@ -10,4 +10,4 @@ with connect(os.environ["SERVERS"].split(","), ca=os.environ["CA"], token_file=o
     images = client.dataset(os.environ["DATASET"]).images(os.environ["COLUMN"])
     tiles = TileDataset(images, tile_size=(64, 64), batch_size=8, shuffle=True, seed=7, shard=(rank, ranks))
     seen = sum(len(batch["pixels"]) for batch in TileLoader(tiles, num_workers=0))
-print(f"rank {rank} of {ranks} has seen {seen} tiles", flush=True)  # noqa: T201  what it is for
+print(f"rank {rank} of {ranks} has seen {seen} tiles", flush=True)
