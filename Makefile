@@ -53,6 +53,10 @@ bench-training: $(VENV)/.stamp-test ## measure training datasets, epochs under k
 	$(BIN)/python -m benchmarks.epoch_kills
 	$(BIN)/python -m benchmarks.replicas
 
+.PHONY: bench-containers
+bench-containers: $(VENV)/.stamp-test image ## measure what a container costs (wants a Docker engine)
+	$(BIN)/python -m benchmarks.containers
+
 .PHONY: exactly-once
 exactly-once: $(VENV)/.stamp-test ## read a thousand random epochs, over ranks, workers, checkpoints (CASES=1000)
 	OME_TENSOR_CASES=$(or $(CASES),1000) $(BIN)/python -m pytest -q tests/integration/test_training.py -k every_sample_of_an_epoch --timeout 1800
@@ -116,8 +120,16 @@ sbom: .venv-supply/.stamp ## write bills of materials of the images into dist/ (
 	.venv-supply/bin/python deploy/sbom.py $(SBOM_PYTHON)
 
 .PHONY: image
-image: ## build the container image (BASE_IMAGE=… for another base)
-	docker build $(BUILD) --tag ome-tensor .
+image: ## build the server's container image (BASE_IMAGE=… for another base)
+	docker build $(BUILD) --target server --tag ome-tensor .
+
+.PHONY: image-client
+image-client: ## build the image for training nodes, with PyTorch (a CPU build of it may lie in wheels/)
+	docker build $(BUILD) --target client-torch --tag ome-tensor-client-torch .
+
+.PHONY: secrets
+secrets: ## make a certificate and tokens for docker-compose.yml (HOSTS="images.lab 10.0.0.7")
+	deploy/make_secrets.sh $(or $(IMAGE),ome-tensor) $(or $(SECRETS),secrets) localhost 127.0.0.1 server $(HOSTS)
 
 .PHONY: clean
 clean: ## remove environments, caches and build products
