@@ -52,6 +52,7 @@ _SPDX = {
 
 #: Packages that say "BSD", or "dual", and not which; read from the licence file in the wheel.
 _READ = {
+    "dumb-init": "MIT",
     "jinja2": "BSD-3-Clause",
     "mpmath": "BSD-3-Clause",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",

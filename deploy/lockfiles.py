@@ -50,9 +50,9 @@ class Contents:
 
 
 CONTENTS = {
-    "server": Contents(extras=("server", "formats", "oidc", "otel")),
+    "server": Contents(extras=("server", "formats", "oidc", "otel", "container")),
     # Which torch, for which CUDA or none, is for whoever builds the image to choose: only what any of them needs is pinned.
-    "client-torch": Contents(extras=("image", "torch"), left_out=r"torch|triton|cuda-.*|nvidia-.*"),
+    "client-torch": Contents(extras=("image", "torch", "container"), left_out=r"torch|triton|cuda-.*|nvidia-.*"),
     "build": Contents(project=False, build=True),
 }
 

@@ -14,17 +14,16 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+import tomllib
+import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-SECOND = 1_000_000_000  # Docker's durations are in nanoseconds.
+from tests.containers.services import DEFAULTS, ROOT, Start, healthy
 
 
 def _unavailable(reason: str) -> NoReturn:
@@ -71,19 +70,23 @@ def base_image(engine: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def image(engine: Any, base_image: str) -> str:
-    """The tag of the project's image, built by the classic builder without a network."""
+def python_version(engine: Any, base_image: str) -> str:
+    """Of the base image."""
+    version = ["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    found: bytes = engine.containers.run(base_image, version, remove=True, network_mode="none")
+    return found.decode().strip()
+
+
+def build(engine: Any, base_image: str, target: str, tag: str, path: Path = ROOT, **arguments: str) -> str:
+    """An image's tag, built by the classic builder without a network."""
     import docker.errors
 
-    version = ["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    python_version = engine.containers.run(base_image, version, remove=True, network_mode="none").decode().strip()
-    subprocess.run([sys.executable, "deploy/fetch_wheels.py", python_version], cwd=ROOT, check=True)
-    tag = "ome-tensor:test"
     try:
         engine.images.build(
-            path=str(ROOT),
+            path=str(path),
+            target=target,
             tag=tag,
-            buildargs={"BASE_IMAGE": base_image, "PIP_NO_INDEX": "1"},
+            buildargs={"BASE_IMAGE": base_image, "PIP_NO_INDEX": "1"} | arguments,
             network_mode="none",
             rm=True,
             forcerm=True,
@@ -92,6 +95,43 @@ def image(engine: Any, base_image: str) -> str:
         log = "".join(part.get("stream", "") for part in error.build_log)
         pytest.fail(f"the image does not build: {error.msg}\n{log[-4000:]}")
     return tag
+
+
+def torch_version() -> str:
+    """Which PyTorch the tests run on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (torch,) = (one for one in project["optional-dependencies"]["test"] if one.startswith("torch=="))
+    return torch.partition("==")[2]
+
+
+@pytest.fixture(scope="session")
+def wheels(python_version: str) -> bool:
+    """`wheels/` has what both images need, all of it before the first build, whose cache would not outlive a new one. Whether PyTorch is there, too:
+    it may be gigabytes, and is only fetched where every container test must run."""
+    torch = torch_version()
+    if os.environ.get("OME_TENSOR_REQUIRE_CONTAINERS") and not list((ROOT / "wheels").glob(f"torch-{torch}*.whl")):
+        pip = [sys.executable, "-m", "pip", "--quiet", "download", "--no-deps", "--only-binary", ":all:", "--dest", "wheels"]
+        subprocess.run([*pip, "--python-version", python_version, f"torch=={torch}"], cwd=ROOT, check=True)
+    for arguments in ((), ("--client",)):
+        subprocess.run([sys.executable, "deploy/fetch_wheels.py", python_version, *arguments], cwd=ROOT, check=True)
+    return bool(list((ROOT / "wheels").glob(f"torch-{torch}*.whl")))
+
+
+@pytest.fixture(scope="session")
+def image(engine: Any, base_image: str, wheels: bool) -> str:
+    """The server's image."""
+    return build(engine, base_image, "server", "ome-tensor:test")
+
+
+@pytest.fixture(scope="session")
+def client_image(engine: Any, base_image: str, wheels: bool, image: str) -> str:
+    """The image for training nodes."""
+    torch = torch_version()
+    if not wheels:
+        pytest.skip(
+            f"wheels/ has no PyTorch {torch}: put a build of it there (pip download --no-deps --dest wheels torch=={torch})"
+        )
+    return build(engine, base_image, "client-torch", "ome-tensor-client-torch:test", TORCH=torch)
 
 
 @pytest.fixture(scope="session")
@@ -103,41 +143,44 @@ def compose() -> list[str]:
     _unavailable("neither `docker compose` nor `docker-compose` is installed")
 
 
-def wait_until_healthy(container: Any, timeout: float = 60) -> None:
-    """Wait for the image's own health check to say so."""
-    deadline = time.monotonic() + timeout
-    while True:
-        container.reload()
-        state = container.attrs["State"]
-        if state["Health"]["Status"] == "healthy":
-            return
-        if state["Status"] != "running" or time.monotonic() > deadline:
-            checks = [check["Output"] for check in state["Health"]["Log"] or []]
-            pytest.fail(f"container is {state['Status']}, not healthy: {checks}\n{container.logs().decode()[-4000:]}")
-        time.sleep(0.1)
-
-
-@pytest.fixture(scope="session")
-def start_server(engine: Any, image: str) -> Iterator[Callable[[], Any]]:
-    """Starts healthy servers on the example images, with the image's own command and check; removes them in the end."""
+@contextmanager
+def starting(engine: Any, image: str) -> Iterator[Start]:
+    """Starts containers of an image, and removes them in the end."""
     with ExitStack() as stack:
 
-        def start() -> Any:
-            container = engine.containers.run(
-                image,
-                detach=True,
-                ports={"50051/tcp": ("127.0.0.1", None)},
-                volumes={str(ROOT / "examples" / "data"): {"bind": "/data", "mode": "ro"}},
-                healthcheck={"interval": SECOND, "timeout": 5 * SECOND},  # the image's command, asked more often
-            )
+        def run(*command: str, image: str = image, **options: Any) -> Any:
+            container = engine.containers.run(image, list(command) or None, **DEFAULTS | options)
             stack.callback(container.remove, force=True, v=True)
-            wait_until_healthy(container)
             return container
 
-        yield start
+        yield run
+
+
+@pytest.fixture
+def volume(engine: Any) -> Iterator[str]:
+    """A volume's name; empty. To be asked for before :func:`start`, whose containers have to go first."""
+    made = engine.volumes.create()
+    yield made.name
+    made.remove(force=True)
+
+
+@pytest.fixture
+def network(engine: Any) -> Iterator[str]:
+    """A network's name; likewise."""
+    made = engine.networks.create(f"ome-tensor-test-{uuid.uuid4().hex[:8]}")
+    yield made.name
+    made.remove()
+
+
+@pytest.fixture
+def start(engine: Any, image: str) -> Iterator[Start]:
+    """Starts containers of the server's image."""
+    with starting(engine, image) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[[], Any]) -> Any:
-    """One server for every test that leaves it running."""
-    return start_server()
+def server(engine: Any, image: str) -> Iterator[Any]:
+    """One server for every test that leaves it running: with the image's own command and check, and nothing else than it needs."""
+    with starting(engine, image) as made:
+        yield healthy(made())
