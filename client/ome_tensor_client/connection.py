@@ -370,7 +370,10 @@ class Connection:
             return Unavailable(error.message, field=error.field, value=error.value)
         if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)):
             seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
-            return self._about(type(error), f"{_plain(error)}{seconds}", channels)
+            # gRPC's own word, and nobody here has cancelled it: a server that is stopped hard does, one that has waited too long for the
+            # request, and gRPC in one that is flooded by others.
+            kind = Unavailable if isinstance(error, Cancelled) and not _has_details(rpc_error) else type(error)
+            return self._about(kind, f"{_plain(error)}{seconds}", channels)
         if isinstance(error, DatasetChanged) and channels is not None and self.replicas.are_several:
             # Which of them differs is what somebody has to know who is to mend it.
             return DatasetChanged(f"{channels.target}: {error.message}", field=error.field, value=error.value)
@@ -384,6 +387,12 @@ class Connection:
         target = self.target if channels is None else channels.target
         others = "" if target == self.target else f" (one of {self.target})"
         return kind(f"{target}: {words}{others}", field="target", value=target)
+
+
+def _has_details(rpc_error: grpc.RpcError) -> bool:
+    """Whether it was the server's service that ended a call, and says why."""
+    metadata: Any = rpc_error.trailing_metadata() if hasattr(rpc_error, "trailing_metadata") else None
+    return any(name == "grpc-status-details-bin" for name, _ in metadata or ())
 
 
 def _serves(options: Options, target: str) -> bool:

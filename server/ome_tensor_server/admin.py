@@ -28,6 +28,9 @@ __all__ = ["MOST_CALLS", "AdminService"]
 #: Calls of each method at one time. Each holds a thread, some for as long as a client sends or a dataset loads: never those that are meant for reads.
 _AT_ONCE = 16
 
+#: When a caller is told to come again whose place is taken.
+_RETRY_AFTER = 0.5
+
 #: Calls that can run at one time.
 MOST_CALLS = _AT_ONCE * len(ADMIN_METHODS)
 
@@ -144,6 +147,7 @@ class AdminService:
             # Checking takes a while, and that a client has gone is at times heard only after the end of its stream.
             if not call.is_active:
                 raise Cancelled("the client has gone", field="header.name", value=header.name)
+            call.check_access()
             office.take_upload(str(part), header.name, header.replace)
             call.audit("upload", "done")
         finally:
@@ -176,6 +180,7 @@ def _limited(name: str, handler: Handler) -> Handler:
                 f"this server answers {_AT_ONCE} calls of {name} at once, and all are taken; try again later",
                 field=name,
                 value=_AT_ONCE,
+                retry_after=_RETRY_AFTER,
             )
         call.at_end(places.release)
         return handler(request, call)

@@ -97,8 +97,9 @@ class TensorServer:
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
         threads = settings.max_concurrent_reads + _METADATA_THREADS + MOST_ADMIN_CALLS + MOST_REFLECTION_CALLS
-        # No single host takes all of them by beginning calls and sending nothing.
-        self._requests = requests = Requests(threads // 2, min(settings.stall_seconds, REQUEST_SECONDS))
+        # No single host takes all of them by beginning calls and sending nothing, also while it has every read.
+        most_silent = min(threads // 2, MOST_ADMIN_CALLS)
+        self._requests = requests = Requests(most_silent, min(settings.stall_seconds, REQUEST_SECONDS))
         self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="ome-tensor-call")
         self._server = grpc.server(
             self._threads,

@@ -6,7 +6,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -80,10 +81,18 @@ class Call:
         gate.meters.add("calls_running")
 
     def begin(self, request: bytes) -> None:
-        """Its request has come: what it takes from now on is the server's own time."""
+        """Its request has come."""
         self.request = request
-        self._began = time.perf_counter()
         self._gate.meters.add("received_bytes", value=len(request))
+
+    @contextmanager
+    def others_time(self) -> Iterator[None]:
+        """What is waited for here is the client's, and no part of what the call takes."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._began += time.perf_counter() - since
 
     def admit(self) -> None:
         """Find out who calls, and count it.

@@ -20,7 +20,7 @@ from ome_tensor_proto.memory import keep_blocks
 from .app import TensorServer
 from .certificate_cli import certificate
 from .finding import SourceFile, find_sources
-from .logs import configure
+from .logs import Fields, configure
 from .readers.detect import is_address
 from .settings import Settings, split_address
 from .stopping import StopRequests
@@ -168,11 +168,20 @@ def serve(
     print(f"listening on {server.start()}", flush=True)  # noqa: T201  the command's output
     try:
         if server.metrics_address is not None:
-            print(f"metrics on http://{server.metrics_address}/metrics", file=sys.stderr, flush=True)  # noqa: T201  as above
+            address = f"http://{server.metrics_address}/metrics"
+            _tell(settings, f"metrics on {address}", Fields("metrics", address=address))
         _load(server, sources, folders, stop)
         stop.wait()
     finally:
         server.stop()
+
+
+def _tell(settings: Settings, text: str, fields: Fields) -> None:
+    """A word for whoever started it; among lines for a program it is one of those."""
+    if settings.log_format == "json":
+        _log.info(fields)
+    else:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  the command's output
 
 
 def _open_many_files() -> None:
@@ -193,7 +202,7 @@ def _load(server: TensorServer | Supervisor, sources: list[SourceFile], folders:
         try:
             count = len(server.load(sources, folders))
             if not stop.is_set():
-                print(f"serving {count} dataset{'s' * (count != 1)}", file=sys.stderr, flush=True)  # noqa: T201  as above
+                _tell(server.settings, f"serving {count} dataset{'s' * (count != 1)}", Fields("serving", datasets=count))
         except Exception as error:
             failures.append(error)
         finally:

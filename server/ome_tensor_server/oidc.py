@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,9 @@ _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "E
 
 #: Seconds for which keys from an address are used before they are fetched again, and after which a token of an unknown key may have them fetched.
 _KEYS_FOR, _KEYS_AGAIN = 300.0, 30.0
+
+#: Seconds between two looks while streams run.
+_LOOK = 0.05
 
 _FETCH_SECONDS = 5.0
 _MOST_KEY_BYTES = 1 << 20
@@ -128,7 +132,8 @@ class OidcVerifier:
             raise NotAuthenticated("this server does not know the token", field="authorization") from None
         subject = str(claims["sub"])[:100]
         expires = float(claims["exp"]) + self._leeway
-        return _Checked(Principal(f"subject {subject}", _scopes(claims.get(self._claim)), expires), key_id, key)
+        stands = partial(self._keys.stands, key_id, key)
+        return _Checked(Principal(f"subject {subject}", _scopes(claims.get(self._claim)), expires, stands), key_id, key)
 
 
 def _scopes(claim: Any) -> tuple[Scope, ...]:
@@ -170,7 +175,8 @@ class _Keys:
         self._source, self._jwt = source, jwt
         self._lock = threading.Lock()
         self._keys: dict[str | None, Any] = {}
-        self._read_at = float("-inf")
+        self._entries: dict[str | None, Any] = {}
+        self._read_at = self._looked = float("-inf")
         self._seen: FileState | None = None
         address = urlsplit(source)
         self._is_address = address.scheme in ("http", "https")
@@ -199,6 +205,16 @@ class _Keys:
         else:
             is_fresh = (seen := file_state(self._source)) is not None and seen == self._seen
         return is_fresh and self._current(key_id) is key
+
+    def stands(self, key_id: str | None, key: Any) -> bool:
+        """Whether a key that was found has not been taken back meanwhile. One stream at a time looks, when that is due; others do not wait for it."""
+        if time.monotonic() - self._looked > _LOOK and self._lock.acquire(blocking=False):
+            try:
+                self._looked = time.monotonic()
+                self._refresh(_KEYS_FOR)
+            finally:
+                self._lock.release()
+        return self._current(key_id) is key
 
     def _current(self, key_id: str | None) -> Any:
         keys = self._keys
@@ -235,19 +251,24 @@ class _Keys:
 
     def _load(self, document: Any) -> None:
         keys: dict[str | None, Any] = {}
+        entries: dict[str | None, Any] = {}
         for entry in document.get("keys", ()) if isinstance(document, dict) else ():
             # A shared secret among public keys would let its readers make tokens.
             if not isinstance(entry, dict) or entry.get("kty") == "oct" or entry.get("use", "sig") != "sig":
                 continue
+            key_id = entry.get("kid")
             try:
-                keys[entry.get("kid")] = self._jwt.PyJWK(entry).key
+                # One that is there still is the same: what was found by it stands.
+                is_known = key_id in self._keys and self._entries.get(key_id) == entry
+                keys[key_id] = self._keys[key_id] if is_known else self._jwt.PyJWK(entry).key
+                entries[key_id] = entry
             except self._jwt.PyJWTError:
                 continue  # Of a kind that PyJWT does not know.
         if not keys:
             raise InvalidArgument(
                 f"oidc_jwks {self._source!r} holds no public key for signatures", field="oidc_jwks", value=self._source
             )
-        self._keys = keys
+        self._keys, self._entries = keys, entries
 
 
 def _read_file(source: str) -> Any:

@@ -25,6 +25,9 @@ __all__ = ["REQUEST_SECONDS", "Receiver", "Requests", "gone"]
 #: Seconds that the request of a call may take to come, at most; one of some megabytes takes a while over a slow line.
 REQUEST_SECONDS = 30.0
 
+#: When a caller is told to come again: requests that come at all come within moments.
+_RETRY_AFTER = 0.5
+
 
 class Requests:
     """Waits for the requests of calls that have one: of so many calls of one host, and so long.
@@ -55,10 +58,14 @@ class Requests:
                     f"{self._most} calls of {host} have sent no request yet, and no more are waited for; try again later",
                     field="request",
                     value=self._most,
+                    retry_after=_RETRY_AFTER,
                 )
             self._waiting[host] += 1
         try:
             data = self.next(parts, context)
+            if data is None:
+                # A call that is given up often looks first as if it had no request. Asked again, gRPC has heard of what lies behind that.
+                self.next(parts, context)
         finally:
             with self._lock:
                 self._waiting[host] -= 1
@@ -77,8 +84,11 @@ class Requests:
         try:
             return next(parts, None)
         except grpc.RpcError:
+            if wait.is_over:
+                raise Cancelled(f"the client sent nothing for {self._watchdog.timeout:g} s") from None
             raise gone() from None
         finally:
+            wait.waiting_since = None
             self._watchdog.forget(wait)
 
 
@@ -88,8 +98,10 @@ class _Wait:
     def __init__(self, context: grpc.ServicerContext) -> None:
         self._context = context
         self.waiting_since: float | None = time.monotonic()
+        self.is_over = False
 
     def expire(self) -> None:
+        self.is_over = True
         self._context.cancel()
 
 

@@ -142,7 +142,8 @@ def _admitted(call: Call, parts: Iterator[bytes], context: grpc.ServicerContext,
     """The request of a call. Who calls is found out first: a stranger's is not waited for."""
     try:
         call.admit()
-        data = requests.first(parts, context)
+        with call.others_time():
+            data = requests.first(parts, context)
     finally:
         # Only now: whoever drains a server waits for no request.
         calls.add(context)

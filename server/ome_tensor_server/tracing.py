@@ -18,10 +18,11 @@ def interceptors(settings: Settings) -> list[grpc.ServerInterceptor]:
     if not settings.tracing:
         return []
     try:
-        from opentelemetry.instrumentation.grpc import server_interceptor
+        from opentelemetry.instrumentation.grpc import filters, server_interceptor
     except ImportError:
         raise MissingDependency(_MISSING) from None
-    return [server_interceptor()]
+    # Health is left out: its Watch is a method of the kind that keeps no thread, which the instrumentation does not know.
+    return [server_interceptor(filter_=filters.negate(filters.health_check()))]
 
 
 def export_traces(settings: Settings) -> None:

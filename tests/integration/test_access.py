@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import socketserver
@@ -24,6 +25,7 @@ from ome_tensor_client.identity import Identity
 from ome_tensor_client.options import Options
 from ome_tensor_proto.methods import METHODS
 from ome_tensor_server import tokens
+from ome_tensor_server.calls import Call
 from ome_tensor_server.logs import AUDIT
 from ome_tensor_server.scopes import parse_scopes
 from ome_tensor_server.testing import RunningServer, running_server
@@ -545,6 +547,44 @@ def test_a_key_that_was_taken_back_is_good_for_nothing(provider: Provider, image
             list_all(client)
         path.write_text(keys_of(provider.key, provider.jwt, "one"))
         assert list_all(client) == ["image"]
+
+
+def test_a_read_ends_when_a_providers_key_does(
+    provider: Provider, big_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on where another key comes beside it."""
+    path = tmp_path / "jwks.json"
+    other = _other_key()
+    both = [json.loads(keys_of(key, provider.jwt, name))["keys"][0] for key, name in ((provider.key, "one"), (other, "two"))]
+    changed, check = threading.Event(), Call.check_access
+
+    def read(client: Client, keys: str) -> int:
+        """All of an image, whose first two messages are sent before the keys change, and all others behind that."""
+        path.write_text(keys_of(provider.key, provider.jwt, "one"))
+        sent = itertools.count()
+        changed.clear()
+
+        def check_access(call: Call) -> None:
+            assert next(sent) < 2 or changed.wait(20)
+            check(call)
+
+        monkeypatch.setattr(Call, "check_access", check_access)
+        tiles = client.tensor_view("big").iter_batches(tile_size=(512, 512), batch_size=1)
+        next(tiles)
+        path.write_text(keys)
+        time.sleep(0.1)
+        changed.set()
+        return len(list(tiles))
+
+    path.write_text(keys_of(provider.key, provider.jwt, "one"))
+    text = provider.token(exp=time.time() + 3600, scope="read:*")
+    with (
+        running_server([big_path], oidc_issuer=ISSUER, oidc_audience=AUDIENCE, oidc_jwks=str(path)) as server,
+        connect(server.target, token=text, retry_for=0, transport="tcp") as client,
+    ):
+        assert read(client, json.dumps({"keys": both})) > 3
+        with pytest.raises(NotAuthenticated):
+            read(client, keys_of(other, provider.jwt, "two"))
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: http://id.example/keys\r\n\r\n"])

@@ -109,7 +109,8 @@ def test_an_authority_half_made_is_made_anew(tmp_path: Path) -> None:
         (("localhost:50051",), "host must be the name or the address of a host, without a port: 'localhost:50051'"),
         (("--name", "ca"), "name must be letters, digits, '.', '_' or '-', and not ca: 'ca'"),
         (("--name", "../x"), "name must be letters"),
-        (("--days", "0"), "days must be from 1 to 3650: 0"),
+        ((), "say the server's names and addresses, or --name for a client's certificate"),
+        (("localhost", "--days", "0"), "days must be from 1 to 3650: 0"),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.integration.images import random_pixels, write_image
-from tests.integration.processes import wait_until
+from tests.integration.processes import ServerProcess, wait_until
 from tests.integration.test_cli import failed, ome_tensor, succeeded, without
 
+from ome_tensor_client import connect
 from ome_tensor_server import Settings, TensorServer
 from ome_tensor_server.finding import find_sources
 
@@ -290,3 +292,14 @@ def test_demo_leaves_no_server_behind_when_it_is_stopped(tmp_path: Path, number:
     assert [found.name for found in tmp_path.iterdir()] == ["halted"], "neither a picture nor a store"
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
+
+
+def test_lines_for_a_program_are_all_of_them(path: Path, tmp_path: Path) -> None:
+    """A collector takes each line of stderr for JSON, from the first on."""
+    with ServerProcess(path, tmp_path / "log", "--log-format", "json", "--metrics", "127.0.0.1:0") as server:
+        with connect(server.wait_serving().target) as client:
+            client.datasets()
+        wait_until(lambda: "ListDatasets" in server.log.read_text(), "the call is in the log")
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert {"metrics", "serving", "call"} <= {line["event"] for line in lines}
+    assert next(line for line in lines if line["event"] == "serving")["datasets"] == 1

@@ -18,6 +18,7 @@ from tests.integration.processes import health_of, wait_until
 
 from ome_tensor_client import connect
 from ome_tensor_proto.methods import METHODS
+from ome_tensor_server.calls import Call
 from ome_tensor_server.testing import RunningServer, running_server
 
 CHECK, WATCH = (f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/{name}" for name in ("Check", "Watch"))
@@ -106,3 +107,43 @@ def test_a_server_stops_beside_them(image_path: Path) -> None:
         began = time.monotonic()
         server.server.stop(grace=20)
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("way", ["reset", "close"])
+def test_a_client_that_goes_is_no_client_without_a_request(open_server: RunningServer, way: str) -> None:
+    """What is counted, and said in the log, is that it has gone; and its time is not the server's."""
+    many = 40
+    for _ in range(many):
+        with begin_calls(open_server.target, METHODS["ListDatasets"].path, 1) as connection:
+            wait_until(lambda: open_server.server._requests._waiting, "it is waited for")
+            time.sleep(0.01)
+            if way == "reset":
+                connection.sendall(http2.frame(http2.RST, 0, 1, (8).to_bytes(4, "big")))
+                wait_until(lambda: not open_server.server._requests._waiting, "it has been noticed")
+
+    def counted() -> dict[str, float]:
+        return {
+            labels["code"]: value
+            for name, labels, value in open_server.server._page.samples()
+            if name == "ome_tensor_calls_total" and labels["method"] == "ListDatasets"
+        }
+
+    wait_until(lambda: sum(counted().values()) == many, "all are counted")
+    assert counted() == {"CANCELLED": many}
+    seconds = [value for name, _, value in open_server.server._page.samples() if name == "ome_tensor_call_seconds_sum"]
+    assert sum(seconds) < 0.01 * many
+
+
+def test_a_call_that_the_server_ends_is_made_again(open_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here has cancelled it: not the caller's affair."""
+    admit, times = Call.admit, iter(range(2))
+
+    def end_two(call: Call) -> None:
+        if next(times, None) is not None:
+            call._context.cancel()
+        admit(call)
+
+    monkeypatch.setattr(Call, "admit", end_two)
+    with connect(open_server.target, timeout=5, retry_for=5) as client:
+        assert [dataset.name for dataset in client.datasets()] == ["image"]
+    assert next(times, None) is None

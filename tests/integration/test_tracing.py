@@ -7,8 +7,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.processes import ServerProcess, run_script, wait_until
+
+from ome_tensor_server.testing import running_server
 
 pytest.importorskip("opentelemetry.instrumentation.grpc")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -52,3 +56,12 @@ def test_client_and_server_tell_one_trace(image_path: Path, tmp_path: Path, monk
         if "ReadTiles" in span.name or "ResolveView" in span.name:
             assert clients[span.parent_span_id].trace_id == span.trace_id
     assert any("ReadTiles" in span.name for span in served)
+
+
+def test_health_is_told_where_calls_are_traced(image_path: Path) -> None:
+    """Also to whoever watches."""
+    with running_server([image_path], tracing=True) as server, grpc.insecure_channel(server.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        assert stub.Check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        assert next(iter(stub.Watch(request, timeout=10))).status == health_pb2.HealthCheckResponse.SERVING

@@ -29,6 +29,8 @@ from ome_tensor_client import connect
 from ome_tensor_proto.methods import ADMIN_METHODS
 from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import admin_service_pb2 as pb
+from ome_tensor_server import tokens
+from ome_tensor_server.scopes import parse_scopes
 from ome_tensor_server.testing import RunningServer, running_server
 
 PIXELS = random_pixels((1, 1, 2, 6, 7))
@@ -277,6 +279,24 @@ def test_an_upload_that_is_given_up_while_it_is_checked(folder: Path, image: Pat
             time.sleep(0.1)
         wait_until(lambda: files(folder) == [], "nothing is left")
         assert [dataset.name for dataset in client.datasets()] == ["image"]
+
+
+def test_an_upload_whose_token_is_revoked_while_it_is_checked(tmp_path: Path, folder: Path, image: Path) -> None:
+    """All of it has come, and yet nothing is changed by whoever may not any more."""
+    path = tmp_path / "tokens.json"
+    token, text = tokens.create(path, parse_scopes(["write:*"]))
+    with running_server([image], uploads=str(folder), tokens=str(path)) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            with hanging_readers():
+                call: Any = channel.stream_unary(ADMIN_METHODS["UploadDataset"].path).future(
+                    iter(messages_of("up", 2)), metadata=(("authorization", f"Bearer {text}"),)
+                )
+                size = len(arrow_stream())
+                wait_until(lambda: [part for part in folder.glob("*.part") if part.stat().st_size == size], "all of it has come")
+                time.sleep(0.1)
+                tokens.revoke(path, token.id)
+            assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+        wait_until(lambda: files(folder) == [], "nothing is left")
 
 
 class Cut:
