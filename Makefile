@@ -129,7 +129,7 @@ image-client: ## build the image for training nodes, with PyTorch (a CPU build o
 
 .PHONY: secrets
 secrets: ## make a certificate and tokens for docker-compose.yml (HOSTS="images.lab 10.0.0.7")
-	deploy/make_secrets.sh $(or $(IMAGE),ome-tensor) $(or $(SECRETS),secrets) localhost 127.0.0.1 server $(HOSTS)
+	deploy/make_secrets.sh "$(or $(IMAGE),ome-tensor)" "$(or $(SECRETS),secrets)" localhost 127.0.0.1 server $(HOSTS)
 
 .PHONY: clean
 clean: ## remove environments, caches and build products

@@ -31,6 +31,7 @@ class Project:
     """A compose project of the test's own, with a port and secrets of its own."""
 
     command: list[str]
+    name: str
     secrets: Path
     environment: dict[str, str]
     port: int = field(default_factory=free_port)
@@ -94,7 +95,7 @@ def project(compose: list[str], image: str, base_image: str, secrets: Path) -> I
         "COMPOSE_DOCKER_CLI_BUILD": "0",
         "DOCKER_BUILDKIT": "0",
     }
-    made = Project([*compose, "--project-name", name], secrets, environment)
+    made = Project([*compose, "--project-name", name], name, secrets, environment)
     try:
         yield made
     finally:
@@ -215,7 +216,50 @@ def test_prometheus_sees_it(project: Project, engine: Any, base_image: str, tmp_
 
 def test_the_whole_file_is_understood(project: Project) -> None:
     """By the compose that is here, with all profiles; every service is confined."""
-    said = project.run("--profile", "train", "--profile", "observe", "config")
-    for name in ("server:", "worker:", "prometheus:", "grafana:"):
-        assert name in said
-    assert said.count("read_only: true") >= 4
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load(project.run("--profile", "train", "--profile", "observe", "config"))["services"]
+    assert services.keys() == {"server", "worker", "prometheus", "grafana"}
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_what_runs_is_confined(project: Project, engine: Any) -> None:
+    """As the engine has it: the compose file's words are one thing, the container another."""
+    project.run("up", "--detach", "server")
+    (container,) = engine.containers.list(filters={"label": f"com.docker.compose.project={project.name}"})
+    host = container.attrs["HostConfig"]
+    assert (host["ReadonlyRootfs"], host["CapDrop"], host["SecurityOpt"]) == (True, ["ALL"], ["no-new-privileges:true"])
+    assert (host["Memory"], host["NanoCpus"], host["PidsLimit"]) == (4 << 30, 2_000_000_000, 2048)
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    writable = {mount["Destination"] for mount in container.attrs["Mounts"] if mount["RW"]}
+    assert writable == {"/var/lib/ome-tensor"}
+    assert list(host["PortBindings"]) == ["50051/tcp"]
+
+
+def test_secrets_are_renewed_for_the_same_hosts(image: str, tmp_path: Path) -> None:
+    """Whatever else is said the second time; and what is not of this authority is left alone."""
+    from cryptography import x509
+
+    folder = tmp_path / "of the lab"
+    certificate = folder / "server" / "server.pem"
+
+    def made(*hosts: str) -> list[str]:
+        subprocess.run(
+            ["make", "secrets", f"IMAGE={image}", f"SECRETS={folder}", f"HOSTS={' '.join(hosts)}"], cwd=ROOT, check=True
+        )
+        names = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        return names.value.get_values_for_type(x509.DNSName)
+
+    assert made("images.lab") == ["localhost", "server", "images.lab"]
+    first, tokens = certificate.read_bytes(), (folder / "server" / "tokens.json").read_bytes()
+    assert made("other.lab") == ["localhost", "server", "images.lab", "other.lab"]
+    assert certificate.read_bytes() != first
+    assert (folder / "server" / "tokens.json").read_bytes() == tokens
+    (folder / "client" / "ca.pem").write_bytes(b"the institution's")
+    (folder / "server" / "server.key").write_bytes(b"the institution's")
+    made()
+    assert (folder / "server" / "server.key").read_bytes() == b"the institution's"

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,7 +174,9 @@ def test_two_containers_share_a_mapped_store(engine: Any, network: str, volume: 
 
 
 @pytest.fixture(scope="session")
-def previous_image(engine: Any, base_image: str, image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def previous_image(
+    engine: Any, base_image: str, python_version: str, image: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """The image of the latest release; before there is one, of this code under an earlier version."""
     tree = tmp_path_factory.mktemp("previous")
     described = subprocess.run(
@@ -187,6 +190,8 @@ def previous_image(engine: Any, base_image: str, image: str, tmp_path_factory: p
         archive = subprocess.run(["git", "archive", described.stdout.strip()], cwd=ROOT, capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", str(tree)], input=archive, check=True)
         shutil.copytree(ROOT / "wheels", tree / "wheels", dirs_exist_ok=True)
+        # What it locks may be older than what is locked now.
+        subprocess.run([sys.executable, "deploy/fetch_wheels.py", python_version], cwd=tree, check=True)
         return build(engine, base_image, "server", "ome-tensor:previous", tree)
     for name in ("tensor", "proto", "client", "server", "wheels", "deploy/locks"):
         shutil.copytree(ROOT / name, tree / name)

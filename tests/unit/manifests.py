@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -198,9 +199,10 @@ def references(documents: list[Document]) -> Iterator[str]:
 
 
 def environment(documents: list[Document]) -> dict[str, str]:
-    """What the server finds in its environment."""
+    """What the server finds in its environment: what the image says, and over it what the manifests say."""
+    image = dict(re.findall(rf"^ +({PREFIX}\w+)=(\S+)", (KUBERNETES.parents[1] / "Dockerfile").read_text(), re.MULTILINE))
     (maps,) = (document["data"] for document in of_kind(documents, "ConfigMap"))
-    return dict(maps)
+    return image | maps
 
 
 def settings(documents: list[Document]) -> Iterator[str]:

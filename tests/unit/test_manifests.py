@@ -94,7 +94,7 @@ def test_overlays_are_what_they_say() -> None:
     for folder, documents in by_name.items():
         variables = manifests.environment(documents)
         assert bool(variables["OME_TENSOR_TLS_CERT"]) == bool(variables["OME_TENSOR_TOKENS"]) == (folder != "overlays/trial")
-        assert ("OME_TENSOR_UPLOADS" in variables) == (folder == "overlays/lab")
+        assert bool(variables["OME_TENSOR_UPLOADS"]) == (folder == "overlays/lab")
         claims = [claim["metadata"]["name"] for claim in servers[folder]["volumeClaimTemplates"]]
         assert claims == (["store", "uploads"] if folder == "overlays/lab" else ["store"])
 
@@ -289,6 +289,10 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "an address": (say("METRICS", "127.0.0.1:9464"), r"metrics is declared as 9464"),
         "the volume as store": (say("STORE", "/var/lib/ome-tensor/store"), r"is not below a claim's folder"),
         "uploads into nothing": (say("UPLOADS", "/uploads"), r"uploads /uploads are not kept"),
+        "uploads that the image asks for": (
+            lambda x: only(x, "ConfigMap")["data"].pop("OME_TENSOR_UPLOADS"),
+            r"uploads /var/lib/ome-tensor/uploads are not kept",
+        ),
         "too much memory": (say("MEMORY_LIMIT", "7.5G"), r"killed for its memory"),
         "little memory": (lambda x: container(x)["resources"]["requests"].update(memory="1Gi"), r"evicted first"),
         "little time": (say("GRACE_SECONDS", "40"), r"killed before the server has drained"),
