@@ -83,7 +83,7 @@ def secrets(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(compose: list[str], image: str, base_image: str, secrets: Path) -> Iterator[Project]:
+def project(compose: list[str], image: str, base_image: str, secrets: Path, tmp_path: Path) -> Iterator[Project]:
     name = f"ome-tensor-test-{uuid.uuid4().hex[:8]}"
     environment = {
         "BASE_IMAGE": base_image,
@@ -95,7 +95,9 @@ def project(compose: list[str], image: str, base_image: str, secrets: Path) -> I
         "COMPOSE_DOCKER_CLI_BUILD": "0",
         "DOCKER_BUILDKIT": "0",
     }
-    made = Project([*compose, "--project-name", name], name, secrets, environment)
+    # Instead of the .env of whoever runs the tests.
+    (tmp_path / "env").touch()
+    made = Project([*compose, "--env-file", str(tmp_path / "env"), "--project-name", name], name, secrets, environment)
     try:
         yield made
     finally:
