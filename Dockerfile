@@ -83,7 +83,7 @@ VOLUME ["/data", "/var/lib/ome-tensor"]
 # Calls, and metrics where OME_TENSOR_METRICS says so.
 EXPOSE 50051 9464
 # With TLS it needs OME_TENSOR_CLIENT_CA, and OME_TENSOR_CLIENT_SERVER_NAME where the certificate is not for 127.0.0.1.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["ome-tensor", "health", "127.0.0.1:50051"]
+HEALTHCHECK --interval=5s --timeout=20s --start-period=60s --retries=3 CMD ["ome-tensor", "health", "127.0.0.1:50051"]
 # PID 1 has to pass signals on, and to bury processes that are left to it. The server ends its own: they are not told.
 ENTRYPOINT ["dumb-init", "--single-child", "--", "ome-tensor"]
 # It wants a certificate and tokens (docker-compose.yml brings both), or OME_TENSOR_INSECURE=true.

@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 GRPC_TOOLS := 1.71
 PIP := -m pip --disable-pip-version-check --quiet
 BUILD := $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE))
+REVISION = --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -121,11 +122,11 @@ sbom: .venv-supply/.stamp ## write bills of materials of the images into dist/ (
 
 .PHONY: image
 image: ## build the server's container image (BASE_IMAGE=… for another base)
-	docker build $(BUILD) --target server --tag ome-tensor .
+	docker build $(BUILD) $(REVISION) --target server --tag ome-tensor .
 
 .PHONY: image-client
 image-client: ## build the image for training nodes, with PyTorch (a CPU build of it may lie in wheels/)
-	docker build $(BUILD) --target client-torch --tag ome-tensor-client-torch .
+	docker build $(BUILD) $(REVISION) --target client-torch --tag ome-tensor-client-torch .
 
 .PHONY: secrets
 secrets: ## make a certificate and tokens for docker-compose.yml (HOSTS="images.lab 10.0.0.7")

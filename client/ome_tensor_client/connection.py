@@ -373,7 +373,7 @@ class Connection:
             # gRPC's own word, and nobody here has cancelled it: a server that is stopped hard does, one that has waited too long for the
             # request, and gRPC in one that is flooded by others.
             kind = Unavailable if isinstance(error, Cancelled) and not _has_details(rpc_error) else type(error)
-            return self._about(kind, f"{_plain(error)}{seconds}", channels)
+            return self._about(kind, f"{_plain(error, self.options.is_secure)}{seconds}", channels)
         if isinstance(error, DatasetChanged) and channels is not None and self.replicas.are_several:
             # Which of them differs is what somebody has to know who is to mend it.
             return DatasetChanged(f"{channels.target}: {error.message}", field=error.field, value=error.value)
@@ -400,7 +400,7 @@ def _serves(options: Options, target: str) -> bool:
     from .health import check_health
 
     try:
-        found = check_health(target, timeout=_ANSWER, tls=options.tls, ca=options.ca, cert=options.cert, key=options.key)
+        found = check_health(target, timeout=_ANSWER, **options.about_tls)
     except OmeTensorError:
         return False
     return found == "SERVING"
@@ -410,7 +410,7 @@ def _path(name: str) -> str:
     return (METHODS[name] if name in METHODS else ADMIN_METHODS[name]).path
 
 
-def _plain(error: OmeTensorError) -> str:
+def _plain(error: OmeTensorError, is_secure: bool) -> str:
     """gRPC's text without its jargon where that says nothing more."""
     if isinstance(error, DeadlineExceeded):
         return "no answer"
@@ -422,7 +422,8 @@ def _plain(error: OmeTensorError) -> str:
         ("Socket closed", "the connection was closed"),
     ):
         if said in text:
-            return meant
+            # That is all a server that speaks TLS says to somebody who does not.
+            return f"{meant}; a server that speaks TLS wants ca or tls" if said == "Socket closed" and not is_secure else meant
     return text
 
 

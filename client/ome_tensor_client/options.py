@@ -129,6 +129,11 @@ class Options:
             )
 
     @property
+    def about_tls(self) -> dict[str, Any]:
+        """The fields that say how the connection is secured, by name."""
+        return {name: getattr(self, name) for name in ("tls", "ca", "cert", "key", "server_name")}
+
+    @property
     def is_secure(self) -> bool:
         """Whether the connection is TLS."""
         return self.tls or bool(self.ca or self.cert)

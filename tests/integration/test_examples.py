@@ -63,9 +63,11 @@ def test_a_worker_goes_on_after_a_kill(tmp_path: Path) -> None:
             wait_until((tmp_path / "state").exists, "the first checkpoint", 100)
             killed.kill()
         said = run(*arguments, folder=tmp_path)
-        assert said.startswith("going on in epoch 0\n")
-        first, last = (float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+); \d+ tiles/s, starving", said))
-        assert last < first
+        # On a slow machine the kill may come an epoch late.
+        assert re.match(r"going on in epoch [01]\n", said)
+        losses = [float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+); \d+ tiles/s, starving", said)]
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] < 1
         assert run(*arguments, folder=tmp_path).startswith("going on in epoch 1\n")
 
 

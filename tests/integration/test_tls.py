@@ -101,6 +101,15 @@ def test_certificates_are_read_again_when_they_change(secured: RunningServer, au
             assert client.datasets()
 
 
+def test_a_client_that_does_not_speak_tls_is_told_of_it(secured: RunningServer) -> None:
+    """All that comes from the server is the end of the connection."""
+    with (
+        connect(secured.target, timeout=5, retry_for=0) as client,
+        pytest.raises(Unavailable, match="speaks TLS wants ca or tls"),
+    ):
+        client.datasets()
+
+
 def test_client_certificates(authority: Authority, image_path: Path, tmp_path: Path) -> None:
     """No connection without one; what it allows is said by its name, or for all."""
     cert, key = authority.issue("server", "127.0.0.1")
