@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -216,3 +217,19 @@ def test_a_client_that_takes_nothing_loses_its_place_and_may_come_back(big_path:
         for number, (tile, wanted) in enumerate(itertools.zip_longest(got, everything)):
             assert tile.number == wanted.number == number
             np.testing.assert_array_equal(tile.array, wanted.array)
+
+
+def test_servers_of_one_process_leave_no_files_open(image_path: Path) -> None:
+    """An application may have one after another."""
+
+    def open_files() -> int:
+        with running_server([image_path]) as server, connect(server.target, transport="tcp") as client:
+            client.datasets()
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    open_files()  # What a process has once.
+    before = open_files()
+    for _ in range(3):
+        after = open_files()
+    assert after <= before + 1
