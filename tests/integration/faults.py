@@ -214,7 +214,8 @@ def _damage_file(how: str) -> Callable[[Scene], Iterator[None]]:
         yield
         content = scene.path.read_bytes()
         while True:
-            time.sleep(0.3)
+            # As long as it takes to notice that the file is whole again, and to read it.
+            time.sleep(1.0)
             if how == "deleted":
                 scene.path.unlink()
             else:
