@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -48,6 +49,8 @@ from .usage import Usage
 
 __all__ = ["TensorServer"]
 
+S = TypeVar("S", Meters, Usage)
+
 _log = logging.getLogger(__name__)
 
 #: Threads beside those for reads: metadata calls are short, and must get through while every read slot is taken.
@@ -63,6 +66,12 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+
+def _alone(shared: S) -> S:
+    """What no other process shares: its descriptor is only there to be passed on."""
+    shared.close()
+    return shared
 
 
 class TensorServer:
@@ -92,7 +101,7 @@ class TensorServer:
         self.settings = settings
         self.port = 0
         self._credentials = server_credentials(settings)
-        self._meters = meters or Meters()
+        self._meters = _alone(Meters()) if meters is None else meters
         gate = Gate(Authenticator(settings), Rates(settings), self._meters)
         self._shares_port = control is not None
         # What changes datasets may take long, and is limited by itself: its threads come on top.
@@ -114,7 +123,7 @@ class TensorServer:
                 ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + (1 << 20)),
             ],
         )
-        self._usage = usage or Usage()
+        self._usage = _alone(Usage()) if usage is None else usage
         self._cache = ChunkCache(settings.own_cache_bytes, settings.max_chunk_bytes)
         self._readers = settings_readers(settings)
         self._counted = self._readers.hits, self._readers.misses

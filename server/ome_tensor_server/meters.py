@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -125,7 +124,6 @@ class Meters:
         self.descriptor = os.memfd_create("ome-tensor-meters") if descriptor is None else descriptor
         if descriptor is None:
             os.ftruncate(self.descriptor, 8 * _SIZE * workers)
-            weakref.finalize(self, os.close, self.descriptor).atexit = False
         self._workers = workers
         self._numbers = memoryview(mmap.mmap(self.descriptor, 8 * _SIZE * workers)).cast("d")
         self._own = self._numbers[worker * _SIZE : (worker + 1) * _SIZE]

@@ -6,7 +6,6 @@ import mmap
 import os
 import threading
 import time
-import weakref
 
 import numpy as np
 
@@ -38,7 +37,6 @@ class Usage:
         counters = (workers + 1) * SLOTS * _COUNTERS
         if descriptor is None:
             os.ftruncate(self.descriptor, 8 * counters)
-            weakref.finalize(self, os.close, self.descriptor).atexit = False
         self._memory = mmap.mmap(self.descriptor, 8 * counters)
         # Aligned 8-byte loads and stores are whole on every processor this runs on.
         self._counters = np.frombuffer(self._memory, np.int64).reshape(workers + 1, SLOTS, _COUNTERS)
