@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -391,3 +392,19 @@ def test_a_header_that_claims_an_absurd_size(tmp_path: Path, folder: Path, kind:
             with pytest.raises(LimitExceeded, match=r"level 1 of absurd/image/0 takes .* GiB"):
                 client.tensor_view("absurd", level=1, roi=(5, 5, 20, 20)).to_numpy()
         np.testing.assert_array_equal(client.tensor_view("a").to_numpy(), random_pixels(SHAPE))
+
+
+@pytest.mark.slow
+def test_an_image_of_more_elements_than_31_bits_count(tmp_path: Path) -> None:
+    """Each read is far behind the 2^31st element, in a file that is next to empty."""
+    shape = (1, 33, 1, 8192, 8192)
+    assert np.prod(shape) > 2**31
+    large = np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, shape)
+    large[0, 32, 0, -64:, -64:] = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    large.flush()
+    with running_server([tmp_path], preload=False) as server, connect(server.target, transport="tcp") as client:
+        view = client.tensor_view("large", layout="ZYX", c=0)
+        assert view.shape == (33, 8192, 8192)
+        np.testing.assert_array_equal(view[32, -64:, -64:].to_numpy(), large[0, 32, 0, -64:, -64:])
+        last = deque(view[32:].iter_tiles(tile_size=(1, 4096, 4096)), maxlen=1)[0]
+        np.testing.assert_array_equal(last.array[..., -64:, -64:].squeeze(), large[0, 32, 0, -64:, -64:])
