@@ -6,9 +6,7 @@ Files are PEM, and each appears whole: a server that reads its certificate again
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ome_tensor.errors import InvalidArgument, MissingDependency
+
+from .file_system import replace_file
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -80,8 +80,8 @@ def issue(folder: Path, name: str, hosts: Sequence[str], days: int) -> list[Path
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(identities), critical=False)
         # The key first: a server reads both when either changes, and passes over a pair that does not fit.
-        _write(folder / f"{name}.key", _key_bytes(key), 0o600)
-        _write(folder / f"{name}.pem", _signed(builder, authority_key), 0o644)
+        replace_file(folder / f"{name}.key", _key_bytes(key), 0o600)
+        replace_file(folder / f"{name}.pem", _signed(builder, authority_key), 0o644)
     except OSError as error:
         raise InvalidArgument(f"folder {str(folder)!r}: {error.strerror}", field="folder", value=str(folder)) from None
     return [*written, folder / f"{name}.pem", folder / f"{name}.key"]
@@ -134,8 +134,8 @@ def _make_authority(folder: Path) -> list[Path]:
         x509.KeyUsage(**uses, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False), critical=True
     )
     # The certificate last: a folder with a key alone is one that somebody was interrupted in.
-    _write(folder / AUTHORITY_KEY, _key_bytes(key), 0o600)
-    _write(folder / AUTHORITY, _signed(builder, key), 0o644)
+    replace_file(folder / AUTHORITY_KEY, _key_bytes(key), 0o600)
+    replace_file(folder / AUTHORITY, _signed(builder, key), 0o644)
     return [folder / AUTHORITY, folder / AUTHORITY_KEY]
 
 
@@ -171,20 +171,3 @@ def _key_bytes(key: EllipticCurvePrivateKey) -> bytes:
 
     encoded: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return encoded
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """A file that appears whole; one that it replaces leaves it its mode: the server may be another user's."""
-    if path.exists():
-        mode = path.stat().st_mode & 0o777
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -15,11 +15,10 @@ import logging
 import os
 import re
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 from ome_tensor.errors import InvalidArgument, NotAuthenticated
 
-from .file_system import file_state
+from .file_system import file_state, replace_file
 from .logs import Fields
 from .principals import Principal
 from .scopes import Scope, parse_scopes
@@ -204,30 +203,10 @@ def _changing(path: Path) -> Iterator[list[Token]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         tokens = _read(path) if path.exists() else []
         yield tokens
-        _write(path, tokens)
+        text = json.dumps({"tokens": [token.to_json() for token in tokens]}, indent=1) + "\n"
+        replace_file(path, text.encode())
     finally:
         os.close(lock)
-
-
-def _write(path: Path, tokens: list[Token]) -> None:
-    text = json.dumps({"tokens": [token.to_json() for token in tokens]}, indent=1) + "\n"
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            if path.exists():
-                # The server may be another user's, who was let in by group or owner.
-                found = path.stat()
-                os.fchmod(file.fileno(), found.st_mode & 0o777)
-                with suppress(PermissionError):
-                    os.fchown(file.fileno(), found.st_uid, found.st_gid)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
 
 
 def create(
