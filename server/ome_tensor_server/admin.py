@@ -15,6 +15,7 @@ from ome_tensor_proto.v1 import admin_service_pb2 as pb
 from ome_tensor_proto.v1 import image_pb2
 
 from .calls import Call
+from .limits import RETRY_AFTER
 from .loads import kept_problems
 from .meters import MetricsPage
 from .offices import Office
@@ -27,9 +28,6 @@ __all__ = ["MOST_CALLS", "AdminService"]
 
 #: Calls of each method at one time. Each holds a thread, some for as long as a client sends or a dataset loads: never those that are meant for reads.
 _AT_ONCE = 16
-
-#: When a caller is told to come again whose place is taken.
-_RETRY_AFTER = 0.5
 
 #: Calls that can run at one time.
 MOST_CALLS = _AT_ONCE * len(ADMIN_METHODS)
@@ -180,7 +178,7 @@ def _limited(name: str, handler: Handler) -> Handler:
                 f"this server answers {_AT_ONCE} calls of {name} at once, and all are taken; try again later",
                 field=name,
                 value=_AT_ONCE,
-                retry_after=_RETRY_AFTER,
+                retry_after=RETRY_AFTER,
             )
         call.at_end(places.release)
         return handler(request, call)

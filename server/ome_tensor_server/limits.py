@@ -12,13 +12,13 @@ from ome_tensor.errors import Overloaded
 
 from .settings import Settings
 
-__all__ = ["Rates", "Reads"]
+__all__ = ["RETRY_AFTER", "Rates", "Reads"]
 
 #: Callers that are remembered; those that came longest ago are forgotten first, and begin with a full measure again.
 _REMEMBERED = 10_000
 
 #: When a reader is told to come again whose place is taken: reads last for seconds.
-_RETRY_AFTER = 0.5
+RETRY_AFTER = 0.5
 
 
 _ROUNDING = 1e-6
@@ -125,14 +125,14 @@ class Reads:
                     f"this server serves {self._most} reads at once, and all are taken; try again later",
                     field="max_concurrent_reads",
                     value=self._most,
-                    retry_after=_RETRY_AFTER,
+                    retry_after=RETRY_AFTER,
                 )
             if self._each.get(caller, 0) >= self._most_each:
                 raise Overloaded(
                     f"this server serves {self._most_each} reads at once to one caller, and all of yours are taken; try again later",
                     field="max_caller_reads",
                     value=self._most_each,
-                    retry_after=_RETRY_AFTER,
+                    retry_after=RETRY_AFTER,
                 )
             self._count += 1
             self._each[caller] = self._each.get(caller, 0) + 1

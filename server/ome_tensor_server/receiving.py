@@ -18,15 +18,13 @@ import grpc
 from ome_tensor.errors import Cancelled, DeadlineExceeded, InvalidArgument, Overloaded
 from ome_tensor.watchdog import Watchdog
 
+from .limits import RETRY_AFTER
 from .principals import Caller
 
 __all__ = ["REQUEST_SECONDS", "Receiver", "Requests", "gone"]
 
 #: Seconds that the request of a call may take to come, at most; one of some megabytes takes a while over a slow line.
 REQUEST_SECONDS = 30.0
-
-#: When a caller is told to come again: requests that come at all come within moments.
-_RETRY_AFTER = 0.5
 
 
 class Requests:
@@ -58,7 +56,7 @@ class Requests:
                     f"{self._most} calls of {host} have sent no request yet, and no more are waited for; try again later",
                     field="request",
                     value=self._most,
-                    retry_after=_RETRY_AFTER,
+                    retry_after=RETRY_AFTER,
                 )
             self._waiting[host] += 1
         try:
