@@ -211,9 +211,9 @@ def health(target: Target, timeout: Seconds = 3) -> None:
 
     from .cli_output import say
     from .health import check_health
+    from .options import Options
 
-    chosen = cli_connect.security()
-    status = check_health(target, timeout=timeout, **{name: chosen[name] for name in ("tls", "ca", "cert", "key", "server_name")})
+    status = check_health(target, timeout=timeout, **Options(**cli_connect.security()).about_tls)
     if status != "SERVING":
         raise Unavailable(f"{target}: {status}", field="target", value=target)
     say(status)
