@@ -50,22 +50,30 @@ FROM server-dependencies AS server-environment
 COPY --from=project /dist /dist
 RUN python3 -m pip --python /opt/ome-tensor/bin/python install --no-index --no-deps /dist/*.whl
 
-# --- the server -----------------------------------------------------------------------------------------------------------------
+# --- what both images run in ------------------------------------------------------------------------------------------------------
 
-FROM ${BASE_IMAGE} AS server
+FROM ${BASE_IMAGE} AS runtime
 # A number of its own, fixed: mounted folders can be given to it, and Kubernetes can see that it is not root.
 RUN groupadd --gid 10001 ome-tensor \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ome-tensor \
-    # A named volume that is mounted there for the first time becomes what the image has there: its user's.
-    && install --directory --owner 10001 --group 10001 --mode 0750 /var/lib/ome-tensor /var/lib/ome-tensor/store /var/lib/ome-tensor/uploads
-COPY --from=server-environment /opt/ome-tensor /opt/ome-tensor
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ome-tensor
 # glibc gives large blocks back to the kernel when they are freed, and then every message pays a page fault for each 4 KiB it
 # allocates: more than the copy of its pixels. Keep blocks up to glibc's cap of 32 MiB, and the heap that holds them.
 ENV PATH=/opt/ome-tensor/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MALLOC_MMAP_THRESHOLD_=33554432 \
     MALLOC_TRIM_THRESHOLD_=268435456 \
-    MALLOC_TOP_PAD_=16777216 \
+    MALLOC_TOP_PAD_=16777216
+USER 10001:10001
+
+# --- the server -----------------------------------------------------------------------------------------------------------------
+
+FROM runtime AS server
+USER root
+# A named volume that is mounted there for the first time becomes what the image has there: its user's.
+RUN install --directory --owner 10001 --group 10001 --mode 0750 /var/lib/ome-tensor /var/lib/ome-tensor/store /var/lib/ome-tensor/uploads
+USER 10001:10001
+COPY --from=server-environment /opt/ome-tensor /opt/ome-tensor
+ENV \
     OME_TENSOR_LISTEN=0.0.0.0:50051 \
     OME_TENSOR_STORE=/var/lib/ome-tensor/store \
     OME_TENSOR_UPLOADS=/var/lib/ome-tensor/uploads
@@ -78,7 +86,6 @@ LABEL org.opencontainers.image.title="ome-tensor" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="BSD-3-Clause"
-USER 10001:10001
 VOLUME ["/data", "/var/lib/ome-tensor"]
 # Calls, and metrics where OME_TENSOR_METRICS says so.
 EXPOSE 50051 9464
@@ -104,15 +111,8 @@ RUN python3 -m venv --without-pip /opt/ome-tensor \
 COPY --from=project /dist /dist
 RUN python3 -m pip --python /opt/ome-tensor/bin/python install --no-index --no-deps /dist/*.whl
 
-FROM ${BASE_IMAGE} AS client-torch
-RUN groupadd --gid 10001 ome-tensor \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ome-tensor
+FROM runtime AS client-torch
 COPY --from=client-environment /opt/ome-tensor /opt/ome-tensor
-ENV PATH=/opt/ome-tensor/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    MALLOC_MMAP_THRESHOLD_=33554432 \
-    MALLOC_TRIM_THRESHOLD_=268435456 \
-    MALLOC_TOP_PAD_=16777216
 ARG VERSION=0.1.0
 ARG REVISION=
 RUN test "$(ome-tensor --version)" = "ome-tensor ${VERSION}"
@@ -121,7 +121,6 @@ LABEL org.opencontainers.image.title="ome-tensor client" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="BSD-3-Clause"
-USER 10001:10001
 ENTRYPOINT ["dumb-init", "--"]
 CMD ["ome-tensor", "--help"]
 
