@@ -179,7 +179,7 @@ def start(engine: Any, image: str) -> Iterator[Start]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Its health checks would take their time from whatever comes later.
 def server(engine: Any, image: str) -> Iterator[Any]:
     """One server for every test that leaves it running: with the image's own command and check, and nothing else than it needs."""
     with starting(engine, image) as made:
