@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grpc
 
-__all__ = ["Channels", "Moves"]
+__all__ = ["Channels", "Impatient", "Moves"]
 
 #: How often one read connects anew because another worker has less to do. The kernel picks a worker by chance each time: of two, sixteen tries miss
 #: the free one once in 65,536 reads, of eight once in eight; after that a busy one is better than none.
@@ -31,6 +31,18 @@ _SETTLED_SECONDS = 5.0
 
 #: A read does not move while calls still run on so many connections left before.
 _MOST_LEFT = 4
+
+_UNUSABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Impatient(Protocol):
+    """Whoever cancels a call that brings nothing.
+
+    Attributes:
+        timed_out: Whether it has.
+    """
+
+    timed_out: bool
 
 
 class _Link:
@@ -89,13 +101,20 @@ class Channels:
         return len(self._links)
 
     @contextmanager
-    def use(self) -> Iterator[grpc.Channel]:
+    def use(self, waiting: Impatient | None = None) -> Iterator[grpc.Channel]:
         """The channel for one call; it is not closed before the block ends, unless by :meth:`close`.
 
         Where the block raises that the server is not available, the next call opens a connection of its own. Where it was the server that refused
         the call, as one that shuts down does, other workers may listen on that port, and the old connection would lead to the same one until it is
         gone. Where the connection failed, gRPC would make it anew by itself, but some releases (1.71) do so only while a call waits for it, and
         a call that fails at once does not: such a channel may never connect again.
+
+        So does a call that was waited for in vain. It may have been a slow server, and then that costs a handshake; or the connection brings nothing
+        any more, as where one bit of a frame's length is flipped and the other side waits for megabytes, and then every call on it would wait in
+        vain until keepalive notices, most of a minute later.
+
+        Args:
+            waiting: Who waits for messages of the call, where it has no deadline of its own.
         """
         with self._lock:
             link = self._link()
@@ -103,7 +122,7 @@ class Channels:
         try:
             yield link.channel
         except grpc.RpcError as error:
-            if _is_unavailable(error):
+            if _is_unusable(error) or (waiting is not None and waiting.timed_out):
                 self.leave(link.channel)
             raise
         finally:
@@ -191,9 +210,9 @@ class Moves:
         return True
 
 
-def _is_unavailable(error: grpc.RpcError) -> bool:
-    """Whether a server said that it takes no calls, or the connection failed."""
-    return bool(hasattr(error, "code") and cast(Any, error).code() == grpc.StatusCode.UNAVAILABLE)
+def _is_unusable(error: grpc.RpcError) -> bool:
+    """Whether a server said that it takes no calls, or the connection failed, or brought nothing in time."""
+    return bool(hasattr(error, "code") and cast(Any, error).code() in _UNUSABLE)
 
 
 def _close(links: list[_Link]) -> None:

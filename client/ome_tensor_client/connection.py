@@ -248,7 +248,7 @@ class Connection:
             messages = Messages()
             error: OmeTensorError
             try:
-                with outgoing, channels.use() as channel:
+                with outgoing, channels.use(messages) as channel:
                     method: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_path(name))
                     call = method(data, timeout=_SHORT_STREAM * self.options.timeout, metadata=outgoing.metadata)
                     # Where another server can be asked, one that hangs is not waited for that long.
@@ -287,7 +287,7 @@ class Connection:
         sending = Sending(requests, self.options.timeout)
         outgoing = self._identity.outgoing(_path(name))
         try:
-            with outgoing, self.channels.use() as channel:
+            with outgoing, self.channels.use(sending) as channel:
                 method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(_path(name))
                 return sending.of(method, self.watchdog, metadata=outgoing.metadata)
         except grpc.RpcError as rpc_error:

@@ -94,7 +94,7 @@ class _Read:
         if channels is not self.channels:
             self.channels, self.moves = channels, Moves(channels)
         outgoing = self.outgoing = self.connection.outgoing("ReadTiles", may_move=self.moves.offer())
-        with outgoing, channels.use() as self.channel:
+        with outgoing, channels.use(self) as self.channel:
             self.call = self.connection.stream("ReadTiles", self.sent, self.channel, outgoing)
             if self.stop.is_set():
                 self.call.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +49,8 @@ class HttpPort:
 
     def __init__(self, listen: str, metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> None:
         places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        # When each of them has had its time.
+        ends: dict[socket.socket, float] = {}
 
         class Handler(BaseHTTPRequestHandler):
             timeout = _PATIENCE
@@ -85,20 +88,23 @@ class HttpPort:
 
             def process_request(self, request: Any, client_address: Any) -> None:
                 if places.acquire(blocking=False):
+                    ends[request] = time.monotonic() + 2 * _PATIENCE
                     super().process_request(request, client_address)
                 else:
                     self.shutdown_request(request)
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
-                # The handler's timeout is of each byte: whoever sends one now and then would keep a place for as long as he likes.
-                timer = threading.Timer(2 * _PATIENCE, _hang_up, (request,))
-                timer.daemon = True
                 try:
-                    timer.start()
                     super().process_request_thread(request, client_address)
                 finally:
-                    timer.cancel()
+                    del ends[request]
                     places.release()
+
+            def service_actions(self) -> None:
+                # The handler's timeout is of each byte: whoever sends one now and then would keep a place for as long as he likes.
+                now = time.monotonic()
+                for request in [request for request, end in list(ends.items()) if end < now]:
+                    _hang_up(request)
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 # Whoever hangs up early is no news.
