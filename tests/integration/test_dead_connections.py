@@ -59,7 +59,7 @@ def upload(client: Client) -> None:
     client.upload("sent", PIXELS, replace=True)
 
 
-@pytest.mark.parametrize("read", [lookup, region, tiles, upload])
+@pytest.mark.parametrize("read", [lookup, region, tiles, pytest.param(upload, marks=pytest.mark.slow)])
 def test_one_wait_in_vain_and_the_next_call_is_answered(network: Network, read: Callable[[Client], None]) -> None:
     with connect(network.target, transport="tcp", timeout=1, retry_for=0) as client:
         read(client)

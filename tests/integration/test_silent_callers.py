@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,16 +44,24 @@ def begin_calls(target: str, path: str, count: int) -> socket.socket:
     return connection
 
 
-def read_all(connection: socket.socket, seconds: float) -> bytes:
-    """What a server has to say for a while."""
-    connection.settimeout(0.1)
-    said, end = b"", time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            said += connection.recv(1 << 16)
-        except TimeoutError:
-            continue
+def read_until(connection: socket.socket, is_enough: Callable[[bytes], bool]) -> bytes:
+    """What a server says until that is enough."""
+    connection.settimeout(20)
+    said = b""
+    while not is_enough(said):
+        more = connection.recv(1 << 16)
+        assert more, f"the connection ended behind {said!r}"
+        said += more
     return said
+
+
+def ended_streams(said: bytes) -> set[int]:
+    """The numbers of the calls that a server has ended."""
+    return {
+        int.from_bytes(one[5:9], "big")
+        for one in http2.frames(said)
+        if len(one) >= 9 and (one[3] == http2.RST or (one[4] & http2.END_STREAM and one[3] in (0, 1)))
+    }
 
 
 @pytest.mark.parametrize("path", METHOD_PATHS)
@@ -71,13 +79,7 @@ def test_others_get_through(open_server: RunningServer, path: str, pixels: np.nd
 def test_a_call_without_a_request_comes_to_an_end(open_server: RunningServer, path: str) -> None:
     """Its thread is free again; the client hears of it."""
     with begin_calls(open_server.target, path, 3) as connection:
-        said = read_all(connection, 3)
-    ended = {
-        int.from_bytes(one[5:9], "big")
-        for one in http2.frames(said)
-        if one[3] == http2.RST or (one[4] & http2.END_STREAM and one[3] in (0, 1))
-    }
-    assert ended == {1, 3, 5}
+        read_until(connection, lambda said: ended_streams(said) == {1, 3, 5})
     requests = open_server.server._requests
     wait_until(lambda: not requests._waiting, "nothing is waited for")
 
@@ -88,7 +90,8 @@ def test_a_host_with_too_many_of_them_is_told_so(open_server: RunningServer) -> 
     with ExitStack() as stack:
         stack.enter_context(begin_calls(open_server.target, METHODS["ReadTiles"].path, most))
         wait_until(lambda: open_server.server._requests._waiting["127.0.0.2"] == most, "all are waited for")
-        said = read_all(stack.enter_context(begin_calls(open_server.target, METHODS["ListDatasets"].path, 1)), 0.5)
+        connection = stack.enter_context(begin_calls(open_server.target, METHODS["ListDatasets"].path, 1))
+        said = read_until(connection, lambda said: ended_streams(said) == {1})
         assert b"127.0.0.2 have sent no request yet" in said
         assert b"grpc-status" in said
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,56 +13,34 @@ pytest.importorskip("ome_arrow")
 
 from benchmarks import data, imports
 from benchmarks.engine import Bar, Case, Figures, Round, measure
+from tests.unit.benchmarking import figures_of, run_side_by_side
 
 from ome_tensor import TensorView
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def bench(name: str, file: Path) -> dict[str, object]:
-    """Run one as its user does; gives what it wrote."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "| " in done.stdout
-    return json.loads(file.read_text())
+pytestmark = pytest.mark.timeout(420)  # whether they work, not how fast anything is
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)  # whether it works, not how fast it is
-def test_engine(tmp_path: Path) -> None:
-    figures = bench("engine", tmp_path / "figures.json")["engine"]
-    assert len({(case["encoding"], case["case"]) for case in figures["cases"]}) == len(figures["cases"]) == 18
-    assert all(case[name] > 0 for case in figures["cases"] for name in ("ours_ms", "upstream_ms", "floor_ms"))
-    assert {bool(case["bar"]) for case in figures["cases"]} == {True, False}
-    assert all((case["met"] is None) == (not case["bar"]) for case in figures["cases"])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(420)  # whether it works, not how fast it is
-def test_stream(tmp_path: Path) -> None:
-    rows = bench("stream", tmp_path / "figures.json")["stream"]
+def test_engine_and_stream(tmp_path: Path) -> None:
+    found = figures_of(tmp_path, "engine", "stream")
+    cases = found["engine"]["cases"]
+    assert len({(case["encoding"], case["case"]) for case in cases}) == len(cases) == 18
+    assert all(case[name] > 0 for case in cases for name in ("ours_ms", "upstream_ms", "floor_ms"))
+    assert {bool(case["bar"]) for case in cases} == {True, False}
+    assert all((case["met"] is None) == (not case["bar"]) for case in cases)
+    rows = found["stream"]
     assert len({row["what"] for row in rows}) == len(rows)
     assert [row["unit"] for row in rows if row["below"] is not None] == ["ms"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-@pytest.mark.parametrize(
-    "name, arguments, words",
-    [
-        ("training", ["--quick"], "of the stream"),
-        ("epoch_kills", ["--kills", "3"], "epochs that differ"),
-        ("replicas", ["--seconds", "6"], "0 wrong"),
-    ],
-)
-def test_benchmarks_of_training(name: str, arguments: list[str], words: str) -> None:
+def test_benchmarks_of_training() -> None:
     """The last two end with an error where a single batch is not what it should be."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert words in done.stdout
+    printed = run_side_by_side({"training": ["--quick"], "epoch_kills": ["--kills", "3"], "replicas": ["--seconds", "6"]})
+    assert "of the stream" in printed["training"]
+    assert "epochs that differ" in printed["epoch_kills"]
+    assert "0 wrong" in printed["replicas"]
 
 
 def test_imports_of_the_client_are_light() -> None:

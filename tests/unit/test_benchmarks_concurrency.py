@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from benchmarks import concurrency, tuning
@@ -16,36 +12,21 @@ from benchmarks.concurrency import Begun, Case, Child
 from benchmarks.concurrency import Reading as Streams
 from benchmarks.peers.base import Data
 from benchmarks.wire_figures import Reading
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def bench(name: str, file: Path) -> Any:
-    """Run one as its user does; gives what it wrote."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "| " in done.stdout
-    return json.loads(file.read_text())[name]
+from tests.unit.benchmarking import figures_of
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)  # whether it works, not how fast it is
-def test_concurrency(tmp_path: Path) -> None:
+@pytest.mark.timeout(420)  # whether they work, not how fast anything is
+def test_concurrency_and_tuning(tmp_path: Path) -> None:
     pytest.importorskip("ome_arrow")
-    found = bench("concurrency", tmp_path / "figures.json")
+    both = figures_of(tmp_path, "concurrency", "tuning")
+    found = both["concurrency"]
     assert [row["peer"] for row in found["cases"]] == [*concurrency.PEERS, *concurrency.PEERS]
     assert all(row["rate"] > 0 and row["reads"] > 0 and row["threads"] > 0 for row in found["cases"])
     assert all((row["fairness"] is None) == (row["case"] == "1 stream") for row in found["cases"])
     assert [start["peer"] for start in found["starts"]] == list(concurrency.PEERS)
     assert all(start["seconds"] > 0 for start in found["starts"])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(420)  # whether it works, not how fast it is
-def test_tuning(tmp_path: Path) -> None:
-    pytest.importorskip("ome_arrow")
-    found = bench("tuning", tmp_path / "figures.json")
+    found = both["tuning"]
     assert len(found["sizes"]) == 2
     for rows in found["sizes"].values():
         assert [row["ratios"]["rate"] for row in rows if row["name"] == "1 MiB"] == [1]

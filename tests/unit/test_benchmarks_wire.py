@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,8 +31,8 @@ from benchmarks.wire_figures import (
     judge,
     rate,
 )
+from tests.unit.benchmarking import figures_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 2, 3, 2 * TILE, 2 * TILE)
 
 
@@ -146,12 +143,8 @@ def test_the_proxy_delays_each_round_trip() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(420)  # whether it works, not how fast it is
 def test_wire(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
     # The peers that every test environment has; the others need nginx and packages of their own.
-    command = [sys.executable, "-m", "benchmarks.wire", "--quick", "--json", str(file), "--peers", "raw", "flight", "tcp"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())["wire"]
+    found = figures_of(tmp_path, "wire", arguments=["--peers", "raw", "flight", "tcp"])["wire"]
     assert {FLIGHT, OURS, RAW} <= set(found["workloads"]["tiles"])
     assert {"tiles", "planes", "aligned", "windows", "clients"} == set(found["workloads"])
     assert all(rounds["GB/s"][0] > 0 for workload in found["workloads"].values() for rounds in workload.values())

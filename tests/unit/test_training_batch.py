@@ -79,7 +79,6 @@ def test_what_arrives_is_what_was_sent_for_as_long_as_it_is_held(shapes: list[li
         assert all(same(*pair) for pair in held)
         del found
     held.clear()
-    gc.collect()
     assert line.busy == 0
 
 
