@@ -73,6 +73,7 @@ def test_remote_batches_are_the_local_ones(
 cuts_anywhere = st.lists(st.integers(0, 600_000), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READS)
 @settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(cuts=[100_000, 40_000, 190_000, 35_000])

@@ -103,6 +103,7 @@ def test_a_stream_that_stalls(served: RunningServer) -> None:
         assert time.monotonic() - began < 2 + 1 + SLACK
 
 
+@pytest.mark.slow
 def test_a_reader_slower_than_the_timeout(big_pixels: np.ndarray, big_path: Any, start_server: Any) -> None:
     """The timeout is the server's to keep, not the training loop's: a reader that pauses longer loses nothing."""
     server = start_server(big_path).wait_serving()

@@ -140,6 +140,7 @@ def test_a_damaged_request_is_never_answered_for_another(served: RunningServer, 
     assert 15 < right < 60
 
 
+@pytest.mark.slow
 def test_damaged_answers_of_other_calls_are_asked_for_again(served: RunningServer) -> None:
     """Shapes, keys and metadata decide what is read, and what it is labelled as."""
     with connect(served.target) as plain:

@@ -66,6 +66,7 @@ def test_tiles_are_the_same(served: RunningServer, pixels: np.ndarray, read: dic
     same(found, list(TensorView(record_of(pixels)).iter_tiles(**read)))
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(cuts=st.lists(st.integers(0, 300_000), min_size=3, max_size=8))
 def test_each_resumes_by_itself(served: RunningServer, pixels: np.ndarray, cuts: list[int]) -> None:

@@ -104,6 +104,7 @@ def test_all_hang(pair: tuple[ServerProcess, ServerProcess]) -> None:
             assert time.monotonic() - began < 6
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_gone(pair: tuple[ServerProcess, ServerProcess]) -> None:
     """It does not even refuse: connections to it are never made."""
     with ExitStack() as stack:

@@ -214,6 +214,7 @@ def test_streams_that_are_none(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused(folder: Path) -> None:
     """A few kilobytes that claim to be gigabytes: whoever reads them may have so much memory and no more."""
     table = pa.table(
