@@ -7,7 +7,14 @@
 ...         batch = torch.from_dlpack(tile)
 """
 
-from .client import Client, connect
-from .options import Options
+from typing import TYPE_CHECKING
+
+from ome_tensor.on_demand import names_on_demand
+
+if TYPE_CHECKING:
+    from .client import Client, connect
+    from .options import Options
+else:
+    __getattr__, __dir__ = names_on_demand(__name__, {"Client": "client", "Options": "options", "connect": "client"})
 
 __all__ = ["Client", "Options", "connect"]

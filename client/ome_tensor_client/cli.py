@@ -125,7 +125,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _fail(error: object, status: int = 1) -> NoReturn:
-    from .cli_output import printable
+    from .cli_text import printable
 
     # Where only the server's operator can help, what to look for in its log.
     request = f" (request {error.request_id})" if isinstance(error, _OPERATORS) and error.request_id else ""
@@ -209,7 +209,7 @@ def health(target: Target, timeout: Seconds = 3) -> None:
     """Ask whether a server is ready. Exit status 0 only if it is."""
     from ome_tensor.errors import Unavailable
 
-    from .cli_output import say
+    from .cli_text import say
     from .health import check_health
     from .options import Options
 

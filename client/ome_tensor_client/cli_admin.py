@@ -38,7 +38,8 @@ def put(
     timeout: Seconds = 60,
 ) -> None:
     """Upload datasets to a server, which keeps them."""
-    from .cli_output import printable, progress_bar, say, size_text
+    from .cli_output import progress_bar, size_text
+    from .cli_text import printable, say
 
     if name is not None and len(files) > 1:
         raise InvalidArgument(f"--name is for one file, not for {len(files)}", field="name", value=name)
@@ -75,7 +76,7 @@ def register(
 
 def refresh(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server look at a dataset's source again."""
-    from .cli_output import printable, say
+    from .cli_text import printable, say
 
     with reach(target, timeout=timeout) as client:
         info, changed = client.admin.refresh(dataset)
@@ -87,7 +88,8 @@ def load(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server load a dataset now, and wait for it."""
     from ome_tensor.listing import DatasetInfo, DatasetState
 
-    from .cli_output import printable, progress_bar, say, size_text
+    from .cli_output import progress_bar, size_text
+    from .cli_text import printable, say
 
     with reach(target, timeout=timeout) as client:
         total = client.dataset(dataset).estimated_bytes
@@ -110,7 +112,7 @@ def load(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
 
 def cancel(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server give up loading a dataset."""
-    from .cli_output import printable, say
+    from .cli_text import printable, say
 
     with reach(target, timeout=timeout) as client:
         cancelled = client.admin.cancel_load(dataset)
@@ -119,7 +121,7 @@ def cancel(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
 
 def remove(target: Target, dataset: DatasetName, timeout: Seconds = 60) -> None:
     """Have a server serve a dataset no more. Its source stays; an upload is deleted."""
-    from .cli_output import printable, say
+    from .cli_text import printable, say
 
     with reach(target, timeout=timeout) as client:
         client.admin.remove(dataset)

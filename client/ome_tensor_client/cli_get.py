@@ -83,7 +83,8 @@ def get(
     }
     from ome_tensor.plan import Plan
 
-    from .cli_output import printable, progress_bar, size_text
+    from .cli_output import progress_bar, size_text
+    from .cli_text import printable
     from .signals import unwinding
 
     wanted = Plan.of(arguments)

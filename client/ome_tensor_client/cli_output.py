@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import typer
@@ -22,15 +20,15 @@ from rich.text import Text
 from ome_tensor.listing import DatasetInfo, DatasetState, ImageInfo
 from ome_tensor.record import Channel
 
+from .cli_text import printable, say, stdout
+
 __all__ = [
     "image_facts",
     "print_datasets",
     "print_image",
     "print_images",
     "print_rows",
-    "printable",
     "progress_bar",
-    "say",
     "size_text",
 ]
 
@@ -38,23 +36,6 @@ __all__ = [
 TERMINAL_ROWS = 1000
 
 _AXES = "tzcyx"
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a name in a file must neither break a line nor command a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def stdout() -> TextIO:
-    """Where output goes. Raises OSError where the command was started without (``>&-``)."""
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "standard output is closed")
-    return sys.stdout
-
-
-def say(line: str) -> None:
-    """A line on stdout. Buffered: a listing may have a million."""
-    stdout().write(line + "\n")
 
 
 def size_text(nbytes: int) -> str:

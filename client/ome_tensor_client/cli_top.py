@@ -36,7 +36,7 @@ def top(
     from rich.console import Console
     from rich.live import Live
 
-    from .cli_output import say
+    from .cli_text import say
 
     with reach(target, timeout=timeout) as client:
         before = client.admin.metrics()
@@ -73,7 +73,8 @@ def picture(target: str, before: Counts, now: Counts) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from .cli_output import printable, size_text
+    from .cli_output import size_text
+    from .cli_text import printable
 
     head = Text.assemble(
         (printable(target), "bold"),

@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError, Message
 
 from ome_tensor.errors import (
     BrokenStream,
-    Cancelled,
     DatasetChanged,
     DeadlineExceeded,
     InvalidArgument,
@@ -27,13 +26,14 @@ from ome_tensor.errors import (
 from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.memory import keep_blocks
 from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, MAY_MOVE, METHODS, ONE_MESSAGE
-from ome_tensor_proto.status import from_rpc_error
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
 
 from .answers import Messages, Sending, check_answer, end_call, only_answer
 from .backoff import TRANSIENT, Backoff
+from .call_errors import error_about, error_of_call
 from .channels import Channels
 from .compression import Advisor
+from .health import check_health
 from .identity import Identity, Outgoing
 from .known_images import KnownImages
 from .mapping import MappedDatasets
@@ -364,16 +364,10 @@ class Connection:
         return error
 
     def _error_of(self, rpc_error: grpc.RpcError, channels: Channels | None, outgoing: Outgoing | None) -> OmeTensorError:
-        error = from_rpc_error(rpc_error)
+        error = error_of_call(rpc_error, self.options, self.target if channels is None else channels.target, self.target)
         if isinstance(error, NotAuthenticated) and outgoing is not None and self._identity.has_newer(outgoing):
             # It was renewed meanwhile: to be tried again with that.
             return Unavailable(error.message, field=error.field, value=error.value)
-        if error.field is None and isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)):
-            seconds = f" within {self.options.timeout:g} s" if isinstance(error, DeadlineExceeded) else ""
-            # gRPC's own word, and nobody here has cancelled it: a server that is stopped hard does, one that has waited too long for the
-            # request, and gRPC in one that is flooded by others.
-            kind = Unavailable if isinstance(error, Cancelled) and not _has_details(rpc_error) else type(error)
-            return self._about(kind, f"{_plain(error, self.options.is_secure)}{seconds}", channels)
         if isinstance(error, DatasetChanged) and channels is not None and self.replicas.are_several:
             # Which of them differs is what somebody has to know who is to mend it.
             return DatasetChanged(f"{channels.target}: {error.message}", field=error.field, value=error.value)
@@ -381,24 +375,11 @@ class Connection:
 
     def no_message(self, channels: Channels) -> OmeTensorError:
         """The error for a stream whose next message did not come in time."""
-        return self._about(DeadlineExceeded, f"no message within {self.options.timeout:g} s", channels)
-
-    def _about(self, kind: type[OmeTensorError], words: str, channels: Channels | None) -> OmeTensorError:
-        target = self.target if channels is None else channels.target
-        others = "" if target == self.target else f" (one of {self.target})"
-        return kind(f"{target}: {words}{others}", field="target", value=target)
-
-
-def _has_details(rpc_error: grpc.RpcError) -> bool:
-    """Whether it was the server's service that ended a call, and says why."""
-    metadata: Any = rpc_error.trailing_metadata() if hasattr(rpc_error, "trailing_metadata") else None
-    return any(name == "grpc-status-details-bin" for name, _ in metadata or ())
+        return error_about(channels.target, f"no message within {self.options.timeout:g} s", DeadlineExceeded, self.target)
 
 
 def _serves(options: Options, target: str) -> bool:
     """Whether a server says that it serves."""
-    from .health import check_health
-
     try:
         found = check_health(target, timeout=_ANSWER, **options.about_tls)
     except OmeTensorError:
@@ -408,23 +389,6 @@ def _serves(options: Options, target: str) -> bool:
 
 def _path(name: str) -> str:
     return (METHODS[name] if name in METHODS else ADMIN_METHODS[name]).path
-
-
-def _plain(error: OmeTensorError, is_secure: bool) -> str:
-    """gRPC's text without its jargon where that says nothing more."""
-    if isinstance(error, DeadlineExceeded):
-        return "no answer"
-    text = error.message
-    for said, meant in (
-        ("Connection refused", "connection refused; is a server running there?"),
-        ("DNS resolution failed", "no such host"),
-        ("Domain name not found", "no such host"),
-        ("Socket closed", "the connection was closed"),
-    ):
-        if said in text:
-            # That is all a server that speaks TLS says to somebody who does not.
-            return f"{meant}; a server that speaks TLS wants ca or tls" if said == "Socket closed" and not is_secure else meant
-    return text
 
 
 # Whether this process's C library has been told to keep freed blocks.

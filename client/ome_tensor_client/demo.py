@@ -15,7 +15,8 @@ from ome_tensor.errors import BrokenStream, InvalidArgument, OmeTensorError
 from ome_tensor.record import ImageMeta
 from ome_tensor.view import TensorView
 
-from .cli_output import printable, size_text
+from .cli_output import size_text
+from .cli_text import printable
 from .client import Client, connect
 from .demo_picture import write_picture
 from .demo_server import server_process

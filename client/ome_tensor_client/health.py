@@ -14,11 +14,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from ome_tensor.errors import BrokenStream, ImageNotFound, NotSupported
+from ome_tensor.errors import BrokenStream, ImageNotFound, InvalidArgument, NotSupported
 from ome_tensor_proto.methods import SERVICE
 
-from .connection import Connection
-from .options import Options
+from .call_errors import error_of_call
+from .identity import Identity
+from .options import Options, checked_targets
 
 __all__ = ["check_health"]
 
@@ -45,14 +46,18 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, *
         Unavailable, DeadlineExceeded: nobody answers.
         NotSupported: the server does not speak the health protocol.
     """
-    connection = Connection(target, Options(timeout=timeout, retry_for=0, **security))
-    connection.check_alone("a health check")
+    options = Options(timeout=timeout, retry_for=0, **security)
+    targets = checked_targets(target)
+    if len(targets) > 1:
+        raise InvalidArgument(f"a health check is of one server, not of several ({target})", field="target", value=target)
+    # One that is shared, as gRPC's are, could wait out another's pause between attempts to connect.
+    channel = Identity(options, targets).channel(target, (("grpc.use_local_subchannel_pool", 1),))
     try:
         request = StringValue(value=service).SerializeToString()
-        check: Any = connection.channel.unary_unary(_CHECK)
+        check: Any = channel.unary_unary(_CHECK)
         status = Int32Value.FromString(check(request, timeout=timeout)).value
     except grpc.RpcError as rpc_error:
-        error = connection.error_of(rpc_error)
+        error = error_of_call(rpc_error, options, target)
         if isinstance(error, ImageNotFound):
             # The protocol's NOT_FOUND: a server that does not know the service.
             return "SERVICE_UNKNOWN"
@@ -64,5 +69,5 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, *
     except DecodeError:
         raise BrokenStream(f"{target}: what answers there is not a health service", field="target", value=target) from None
     finally:
-        connection.close()
+        channel.close()
     return _STATUS.get(status, f"status {status}")

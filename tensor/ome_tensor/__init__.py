@@ -8,7 +8,8 @@ and the same iteration. Axis order is TZCYX; a ROI is ``(x, y, w, h)``.
     >>> view.to_torch(mode="numpy")                                 # doctest: +SKIP
 """
 
-from .batches import BatchArray
+from typing import TYPE_CHECKING
+
 from .errors import (
     BrokenStream,
     Cancelled,
@@ -31,11 +32,28 @@ from .errors import (
     ServerError,
     Unavailable,
 )
-from .handoff import DLPackTensor
-from .iteration import TileArray
-from .lazy import LazyTensorView
-from .record import Channel, ImageMeta
-from .view import TensorView
+from .on_demand import names_on_demand
+
+if TYPE_CHECKING:
+    from .batches import BatchArray
+    from .handoff import DLPackTensor
+    from .iteration import TileArray
+    from .lazy import LazyTensorView
+    from .record import Channel, ImageMeta
+    from .view import TensorView
+else:
+    __getattr__, __dir__ = names_on_demand(
+        __name__,
+        {
+            "BatchArray": "batches",
+            "Channel": "record",
+            "DLPackTensor": "handoff",
+            "ImageMeta": "record",
+            "LazyTensorView": "lazy",
+            "TensorView": "view",
+            "TileArray": "iteration",
+        },
+    )
 
 __all__ = [
     "BatchArray",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import email
+import email.message
 import json
 import pickle
+import re
 import statistics
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 import ome_tensor
 import ome_tensor_client
 from ome_tensor.errors import OmeTensorError, Reason
+from ome_tensor.on_demand import names_on_demand
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +32,7 @@ ROOMS = {
 }
 PACKAGES = {package for package, _ in ROOMS.values()}
 
-#: What `import ome_tensor_client` must not load: users who stream tiles should not wait for it, nor have to install it.
+#: What `from ome_tensor_client import connect` must not load: users who stream tiles should not wait for it, nor have to install it.
 # (grpcio itself imports grpc_health and grpc_reflection where they are installed.)
 HEAVY = "torch jax pandas matplotlib tifffile PIL zarr pydantic typer rich ome_arrow ome_tensor_server".split()
 
@@ -90,7 +94,7 @@ def test_importing_the_client_is_light() -> None:
     """No framework, no reader library, no command line; and quick."""
     # Only what the import itself adds counts: an environment may load things at start (.pth files).
     code = (
-        "import sys, time, json; before = set(sys.modules); began = time.perf_counter(); import ome_tensor_client; "
+        "import sys, time, json; before = set(sys.modules); began = time.perf_counter(); from ome_tensor_client import connect; "
         "print(json.dumps([(time.perf_counter() - began) * 1e3, sorted(set(sys.modules) - before)]))"
     )
     runs = [
@@ -98,12 +102,35 @@ def test_importing_the_client_is_light() -> None:
         for _ in range(3)
     ]
     milliseconds = statistics.median(run[0] for run in runs)
-    print(f"import ome_tensor_client: {milliseconds:.0f} ms (median of {len(runs)})")
+    print(f"importing ome_tensor_client: {milliseconds:.0f} ms (median of {len(runs)})")
     loaded = {name.split(".")[0] for name in runs[0][1]}
     assert "ome_tensor_client" in loaded
     assert not loaded & set(HEAVY)
     # Measured at 250 to 400 ms: twice "well under half a second", so that a busy machine does not matter and another package does.
     assert milliseconds < 1000
+
+
+def test_a_health_check_is_lighter() -> None:
+    """Every server is asked every few seconds, by a process of its own."""
+    command = [sys.executable, "-X", "importtime", "-m", "ome_tensor_client", "health", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "connection refused" in done.stderr
+    loaded = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert {"grpc", "ome_tensor", "ome_tensor_client"} <= loaded
+    # Typer imports pydantic where it is installed.
+    assert not loaded & {*HEAVY, "numpy", "pyarrow"} - {"typer", "pydantic"}
+
+
+def test_what_is_imported_on_demand_is_there() -> None:
+    """By its name, once; and nothing else."""
+    found, _ = names_on_demand("email", {"Message": "message"})
+    assert found("Message") is email.message.Message
+    assert email.Message is email.message.Message  # type: ignore[attr-defined]
+    del email.Message  # type: ignore[attr-defined]
+    for module in PUBLIC:
+        assert set(module.__all__) <= set(dir(module))  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+            module.nonsense  # type: ignore[attr-defined] # noqa: B018
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
