@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processes import ServerProcess
 from benchmarks.report import number, print_table, yes_no
 from ome_tensor_client import Client, connect
 
@@ -108,7 +107,7 @@ def main() -> None:
         path = Path(name) / "large.ome.zarr"
         nbytes = write_image(path, options.planes)
         for title, read in _READS.items():
-            with _Server(path, limit) as server, connect(server.target, transport="tcp") as client:
+            with _Watched(path, limit) as server, connect(server.target, transport="tcp") as client:
                 assert str(client.dataset("large").state) != "failed"
                 done, pixels, elapsed = read(client, options.planes, options.seconds)
             rows.append(
@@ -137,28 +136,30 @@ def main() -> None:
     )
 
 
-class _Server:
-    """``ome-tensor serve`` under a memory limit, watched."""
+class _Watched:
+    """``ome-tensor serve`` under a memory limit, watched.
+
+    Attributes:
+        target: ``HOST:PORT``.
+        peak, mark: Most memory of all its processes, and its own high-water mark, once it has ended.
+        hits, misses: Of its cache, likewise.
+    """
 
     def __init__(self, path: Path, limit: int) -> None:
         self._log = path.parent / "log"
-        command = [sys.executable, "-m", "ome_tensor_client", "serve", str(path), "--listen", "127.0.0.1:0"]
-        command += ["--store", str(path.parent / "store"), "--memory-limit", str(limit), "--decode-cache-bytes", str(_CACHE)]
-        with self._log.open("w") as stderr:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        assert self._process.stdout is not None
-        self.target = self._process.stdout.readline().split()[-1]
-        self._watch = Watch(self._process.pid)
+        flags = ["--memory-limit", str(limit), "--decode-cache-bytes", str(_CACHE)]
+        self._server = ServerProcess(path, *flags, store=path.parent / "store", log=self._log)
+        self.target = self._server.target
+        self._watch = Watch(self._server.pid)
         self.peak = self.mark = self.hits = self.misses = 0
 
-    def __enter__(self) -> _Server:
+    def __enter__(self) -> _Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watch.stop()
-        self.peak, self.mark = self._watch.peak, _memory(self._process.pid, "VmHWM")
-        self._process.terminate()
-        self._process.wait()
+        self.peak, self.mark = self._watch.peak, _memory(self._server.pid, "VmHWM")
+        self._server.stop()
         found = re.search(r"chunks hits=(\d+) misses=(\d+)", self._log.read_text())
         if found is not None:
             self.hits, self.misses = int(found[1]), int(found[2])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,62 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ServerProcess, serving
 from benchmarks.report import number, print_table
 from benchmarks.training import QUICK, write_planes
 from ome_tensor_client import connect
 from ome_tensor_client.torch import TileDataset, TileLoader
 
 __all__ = ["main"]
-
-
-class Server:
-    """``ome-tensor serve``, which can be killed and come back on its port."""
-
-    def __init__(self, path: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
-        self._path, self._flags = path, flags
-        store = str(path.parent.parent / "store")
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ome_tensor_client",
-                "serve",
-                str(path),
-                "--listen",
-                listen,
-                "--store",
-                store,
-                "--log-level",
-                "error",
-                *flags,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.target = self._process.stdout.readline().split()[-1]
-
-    def kill(self) -> None:
-        """As the kernel does when memory is short."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def again(self) -> Server:
-        """Another one in its place."""
-        return Server(self._path, *self._flags, listen=self.target)
-
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self._process.pid
-
-    def stop(self) -> int:
-        """Have it end by itself; its exit status."""
-        self._process.terminate()
-        return self._process.wait(60)
 
 
 def digest(batch: dict[str, Any]) -> str:
@@ -89,7 +39,7 @@ def digest(batch: dict[str, Any]) -> str:
 class Killer:
     """Kills a server at random moments and starts it again, on a thread, until it has done so often enough."""
 
-    def __init__(self, server: Server, kills: int, seed: int) -> None:
+    def __init__(self, server: ServerProcess, kills: int, seed: int) -> None:
         self.server, self.kills = server, 0
         self._wanted = kills
         self._chance = random.Random(seed)
@@ -125,7 +75,7 @@ def main() -> None:
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         path = write_planes(Path(folder), QUICK)
-        server = Server(path)
+        server = serving(path)
         with connect(server.target, transport="tcp", retry_for=30, timeout=30, message_bytes=256 << 10) as client:
             images = client.dataset("planes").images("image", metadata=["label"])
 

@@ -24,7 +24,7 @@ import grpc
 import numpy as np
 import psutil
 
-from benchmarks.epoch_kills import Server
+from benchmarks.processes import serving
 from benchmarks.report import number, print_table, write_json, yes_no
 from benchmarks.training import QUICK, write_planes
 from ome_tensor_client import connect
@@ -152,7 +152,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         path = write_planes(Path(folder), QUICK)
-        server = Server(path, "--max-concurrent-reads", str(options.streams + 16))
+        server = serving(path, "--max-concurrent-reads", str(options.streams + 16))
         try:
             alone = _probed(server.target, min(30.0, options.seconds / 4))
             counts = context.Array("d", options.streams, lock=False)

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 __all__ = ["MemoryWatch", "ServerProcess", "cpu_seconds", "family", "private_bytes", "rss_bytes", "serving"]
 
@@ -18,55 +18,74 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
 class ServerProcess:
-    """A server that runs.
+    """``ome-tensor serve`` in a process of its own, on the loopback interface.
+
+    Args:
+        arguments: What it serves, and how.
+        store: Where its store goes: what the default leaves in shared memory for a warm restart would stay there.
+        listen: ``HOST:PORT``; by default a free port.
+        log: File for what it says; by default what is no error is not said.
 
     Attributes:
-        target: ``HOST:PORT``.
+        target: ``HOST:PORT`` as bound.
         pid: Its process.
+
+    Raises:
+        RuntimeError: it does not start.
     """
 
-    target: str
-    pid: int
-
-
-@contextmanager
-def serving(path: Path) -> Iterator[ServerProcess]:
-    """``ome-tensor serve`` on a free port of the loopback interface, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "ome_tensor_client.cli",
-        "serve",
-        str(path),
-        "--listen",
-        "127.0.0.1:0",
-        "--preload",
-        "--log-level",
-        "error",
-        # What the default leaves in shared memory for a warm restart would stay there.
-        "--store",
-        str(path.parent / "ome-tensor-store"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline().strip()
+    def __init__(self, *arguments: str | Path, store: Path, listen: str = "127.0.0.1:0", log: Path | None = None) -> None:
+        self._arguments, self._store, self._log = arguments, store, log
+        command = [sys.executable, "-m", "ome_tensor_client", "serve", *map(str, arguments), "--listen", listen]
+        command += ["--store", str(store)]
+        with ExitStack() as stack:
+            if log is None:
+                command += ["--log-level", "error"]
+            errors = None if log is None else stack.enter_context(log.open("w"))
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
         if not line.startswith("listening on "):
+            self.kill()
             raise RuntimeError(f"the server did not start: {line!r}")
-        yield ServerProcess(line.removeprefix("listening on "), process.pid)
-    finally:
-        process.terminate()
+        self.target = line.removeprefix("listening on ")
+
+    def kill(self) -> None:
+        """As the kernel does when memory is short."""
+        self._process.kill()
+        self._end()
+
+    def again(self) -> ServerProcess:
+        """Another one in its place, on its port."""
+        return ServerProcess(*self._arguments, store=self._store, listen=self.target, log=self._log)
+
+    def stop(self) -> None:
+        """Have it end by itself. Raises TimeoutExpired where it does not."""
+        self._process.terminate()
         try:
-            process.wait(_STOP_SECONDS)
+            self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self.kill()
             raise
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
+        self._end()
+
+    def _end(self) -> None:
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serving(path: Path, *arguments: str) -> ServerProcess:
+    """A server of a file, which it loads at once."""
+    return ServerProcess(path, "--preload", *arguments, store=path.parent / "ome-tensor-store")
 
 
 def rss_bytes(pid: int) -> int:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.epoch_kills import Server, digest
+from benchmarks.epoch_kills import digest
+from benchmarks.processes import serving
 from benchmarks.report import number, print_table
 from benchmarks.training import QUICK, write_planes
 from ome_tensor_client import connect
@@ -113,7 +114,7 @@ def main() -> None:
     third = options.seconds / 3
     with tempfile.TemporaryDirectory() as folder:
         path = write_planes(Path(folder), QUICK)
-        quick, slow = Server(path), Server(path)
+        quick, slow = serving(path), serving(path)
         relay = SlowRelay(slow.target, options.slow)
 
         def loader(shard: tuple[int, int], *targets: str) -> TileLoader:

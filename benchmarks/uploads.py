@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processes import ServerProcess
 from benchmarks.report import print_table
 from ome_tensor import DatasetNotFound, OmeTensorError
 from ome_tensor_client import Client, connect
@@ -29,22 +28,9 @@ from ome_tensor_client import Client, connect
 __all__ = ["main"]
 
 
-class Server:
-    """``ome-tensor serve`` over a folder of uploads."""
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "ome_tensor_client", "serve", "--uploads", str(folder / "uploads")]
-        command += ["--listen", "127.0.0.1:0", "--store", str(folder / "store"), "--log-level", "error"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.target = self.process.stdout.readline().split()[-1]
-
-    def kill(self) -> None:
-        """As the kernel does when memory is short."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+def taking_uploads(folder: Path) -> ServerProcess:
+    """A server over a folder of uploads."""
+    return ServerProcess("--uploads", folder / "uploads", store=folder / "store")
 
 
 def pixels_of(number: int) -> np.ndarray:
@@ -77,7 +63,7 @@ def main() -> None:
         # Which pixels each upload may have; None: it may be absent.
         may: dict[str, set[int | None]] = {}
         recent: list[str] = []
-        server = Server(folder)
+        server = taking_uploads(folder)
         for number in range(options.kills):
             pixels = pixels_of(number)
             whole = [name for name, numbers in may.items() if None not in numbers]
@@ -95,7 +81,7 @@ def main() -> None:
             file = folder / "uploads" / f"{name_}.arrows{'.before' if replaces else ''}"
 
             def end(
-                server: Server = server,
+                server: ServerProcess = server,
                 delay: float = delay,
                 killed: threading.Event = killed,
                 named: Path | None = file if kind == "named" else None,
@@ -135,7 +121,7 @@ def main() -> None:
             if not began:
                 end()
             killed.wait(30)
-            server = Server(folder)
+            server = taking_uploads(folder)
             with connect(server.target, retry_for=10, timeout=20) as client:
                 wait_serving(client)
                 there = {info.name for info in client.datasets()}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from benchmarks import concurrency, tuning
-from benchmarks.concurrency import Begun, Case, Child
+from benchmarks.children import Child
+from benchmarks.concurrency import Case
 from benchmarks.concurrency import Reading as Streams
+from benchmarks.concurrency_clients import Begun
 from benchmarks.peers.base import Data
 from benchmarks.wire_figures import Reading
 from tests.unit.benchmarking import figures_of
