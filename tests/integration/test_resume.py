@@ -61,7 +61,11 @@ cuts_anywhere = st.lists(st.integers(0, 600_000), min_size=1, max_size=3)
 with_fixtures = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("name", READS)
+#: On the oldest versions, too: what one of each kind of order and of message does, all do there.
+OFTEN = {"tiles", "slabs", "shuffled"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in READS])
 @with_fixtures
 @example(cuts=[100_000, 40_000, 90_000, 35_000])
 @example(cuts=[0, 500, 5_000])

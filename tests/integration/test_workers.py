@@ -105,6 +105,7 @@ def test_reads_are_spread_evenly_and_sigterm_drains(start: Start, big_path: Path
     assert all(map(has_ended, processes))
 
 
+@pytest.mark.slow
 def test_workers_that_were_replaced_drain_too(start: Start, big_path: Path, big_pixels: np.ndarray) -> None:
     """SIGTERM gives the streams of workers that took a dead one's place the same grace as those of the first."""
     server = start(big_path, "--grace-seconds", "60")
@@ -191,6 +192,7 @@ def test_workers_end_with_their_supervisor(start: Start, big_path: Path) -> None
 # --- replacing a worker -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_worker_is_ready_before_it_is_reached(start: Start, image_path: Path) -> None:
     """While workers are killed one after the other, health may find nobody at the instant of a death, but never a worker that has no data yet."""
     server = start(image_path)
@@ -314,6 +316,7 @@ def test_short_reads_stay_where_they_are(start: Start, big_path: Path, opened: l
         assert opened == [server.target] * clients
 
 
+@pytest.mark.slow
 def test_one_client_moves_seldom_and_keeps_no_idle_connection(start: Start, big_path: Path, opened: list[str]) -> None:
     """Four threads that share a client, long reads one after the other: it is asked to move all the time, and does so for a moment at most."""
     server = start(big_path)
