@@ -111,7 +111,7 @@ class Channels:
 
         So does a call that was waited for in vain. It may have been a slow server, and then that costs a handshake; or the connection brings nothing
         any more, as where one bit of a frame's length is flipped and the other side waits for megabytes, and then every call on it would wait in
-        vain until keepalive notices, most of a minute later.
+        vain until keepalive notices, a minute later.
 
         Args:
             waiting: Who waits for messages of the call, where it has no deadline of its own.
