@@ -32,7 +32,8 @@ _SETTLED_SECONDS = 5.0
 #: A read does not move while calls still run on so many connections left before.
 _MOST_LEFT = 4
 
-_UNUSABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+#: For so long gRPC tries to make a connection before it tries anew, in seconds (its ``grpc.min_reconnect_backoff_ms``).
+_CONNECTING_SECONDS = 20.0
 
 
 class Impatient(Protocol):
@@ -46,13 +47,26 @@ class Impatient(Protocol):
 
 
 class _Link:
-    """A channel and how many calls run on it."""
+    """A channel, and how it is used.
 
-    __slots__ = ("channel", "running")
+    Attributes:
+        running: Calls that run on it.
+        has_answered: Whether a call has brought anything.
+        made: When, by time.monotonic().
+    """
+
+    __slots__ = ("channel", "has_answered", "made", "running")
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
         self.running = 0
+        self.has_answered = False
+        self.made = time.monotonic()
+
+    @property
+    def may_be_dead(self) -> bool:
+        """Whether a wait in vain on it may be its fault; one that is still being made may only take longer than its first callers wait."""
+        return self.has_answered or time.monotonic() - self.made > _CONNECTING_SECONDS
 
 
 class Channels:
@@ -109,9 +123,9 @@ class Channels:
         gone. Where the connection failed, gRPC would make it anew by itself, but some releases (1.71) do so only while a call waits for it, and
         a call that fails at once does not: such a channel may never connect again.
 
-        So does a call that was waited for in vain. It may have been a slow server, and then that costs a handshake; or the connection brings nothing
-        any more, as where one bit of a frame's length is flipped and the other side waits for megabytes, and then every call on it would wait in
-        vain until keepalive notices, a minute later.
+        So does a call that was waited for in vain on a connection that has been made. It may have been a slow server, and then that costs a
+        handshake; or the connection brings nothing any more, as where one bit of a frame's length is flipped and the other side waits for
+        megabytes, and then every call on it would wait in vain until keepalive notices, a minute later.
 
         Args:
             waiting: Who waits for messages of the call, where it has no deadline of its own.
@@ -121,8 +135,10 @@ class Channels:
             link.running += 1
         try:
             yield link.channel
+            link.has_answered = True
         except grpc.RpcError as error:
-            if _is_unusable(error) or (waiting is not None and waiting.timed_out):
+            is_in_vain = _has_code(error, grpc.StatusCode.DEADLINE_EXCEEDED) or (waiting is not None and waiting.timed_out)
+            if _has_code(error, grpc.StatusCode.UNAVAILABLE) or (is_in_vain and link.may_be_dead):
                 self.leave(link.channel)
             raise
         finally:
@@ -130,6 +146,13 @@ class Channels:
                 link.running -= 1
                 idle = self._take_idle()
             _close(idle)
+
+    def answered(self, channel: grpc.Channel) -> None:
+        """A call that goes on has brought something."""
+        with self._lock:
+            for link in self._links:
+                if link.channel is channel:
+                    link.has_answered = True
 
     def leave(self, channel: grpc.Channel) -> None:
         """Make the next call open a connection of its own; calls in progress go on over the old one, which is closed behind the last of them.
@@ -210,9 +233,8 @@ class Moves:
         return True
 
 
-def _is_unusable(error: grpc.RpcError) -> bool:
-    """Whether a server said that it takes no calls, or the connection failed, or brought nothing in time."""
-    return bool(hasattr(error, "code") and cast(Any, error).code() in _UNUSABLE)
+def _has_code(error: grpc.RpcError, code: grpc.StatusCode) -> bool:
+    return bool(hasattr(error, "code") and cast(Any, error).code() == code)
 
 
 def _close(links: list[_Link]) -> None:

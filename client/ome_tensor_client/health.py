@@ -18,6 +18,7 @@ from ome_tensor.errors import BrokenStream, ImageNotFound, InvalidArgument, NotS
 from ome_tensor_proto.methods import SERVICE
 
 from .call_errors import error_of_call
+from .channels import Channels
 from .identity import Identity
 from .options import Options, checked_targets
 
@@ -50,11 +51,12 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, *
     targets = checked_targets(target)
     if len(targets) > 1:
         raise InvalidArgument(f"a health check is of one server, not of several ({target})", field="target", value=target)
-    # One that is shared, as gRPC's are, could wait out another's pause between attempts to connect.
-    channel = Identity(options, targets).channel(target, (("grpc.use_local_subchannel_pool", 1),))
+    target, identity = targets[0], Identity(options, targets)
+    # A connection that is shared, as gRPC's are, could wait out another's pause between attempts to make it.
+    channels = Channels(target, lambda target: identity.channel(target, (("grpc.use_local_subchannel_pool", 1),)))
     try:
         request = StringValue(value=service).SerializeToString()
-        check: Any = channel.unary_unary(_CHECK)
+        check: Any = channels.current.unary_unary(_CHECK)
         status = Int32Value.FromString(check(request, timeout=timeout)).value
     except grpc.RpcError as rpc_error:
         error = error_of_call(rpc_error, options, target)
@@ -69,5 +71,5 @@ def check_health(target: str, *, timeout: float = 3.0, service: str = SERVICE, *
     except DecodeError:
         raise BrokenStream(f"{target}: what answers there is not a health service", field="target", value=target) from None
     finally:
-        channel.close()
+        channels.close()
     return _STATUS.get(status, f"status {status}")

@@ -98,6 +98,7 @@ class _Read:
             self.call = self.connection.stream("ReadTiles", self.sent, self.channel, outgoing)
             if self.stop.is_set():
                 self.call.cancel()
+            has_answered = False
             while True:
                 self.waiting_since = time.monotonic()
                 try:
@@ -108,6 +109,9 @@ class _Read:
                     self.waited = time.monotonic() - self.waiting_since
                     self.waiting_since = None
                     self.stats.network += self.waited
+                if not has_answered:
+                    channels.answered(self.channel)
+                    has_answered = True
                 yield message
 
     def move(self) -> bool:

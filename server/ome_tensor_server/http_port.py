@@ -87,11 +87,17 @@ class HttpPort:
             address_family = socket.AF_INET6 if ":" in split_address(listen, "metrics")[0] else socket.AF_INET
 
             def process_request(self, request: Any, client_address: Any) -> None:
-                if places.acquire(blocking=False):
-                    ends[request] = time.monotonic() + 2 * _PATIENCE
-                    super().process_request(request, client_address)
-                else:
+                if not places.acquire(blocking=False):
                     self.shutdown_request(request)
+                    return
+                ends[request] = time.monotonic() + 2 * _PATIENCE
+                try:
+                    super().process_request(request, client_address)
+                except BaseException:
+                    # There is no thread for it, which would have done this.
+                    del ends[request]
+                    places.release()
+                    raise
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
                 try:
@@ -103,7 +109,8 @@ class HttpPort:
             def service_actions(self) -> None:
                 # The handler's timeout is of each byte: whoever sends one now and then would keep a place for as long as he likes.
                 now = time.monotonic()
-                for request in [request for request, end in list(ends.items()) if end < now]:
+                # A copy, made in one step: others end meanwhile.
+                for request in [request for request, end in ends.copy().items() if end < now]:
                     _hang_up(request)
 
             def handle_error(self, request: Any, client_address: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
@@ -18,13 +19,14 @@ class Proxy:
         target: ``HOST:PORT`` of the server.
         cuts: The first connection is cut after as many bytes from the server as the first entry says, and so on; later ones are left alone.
         stall: Do not cut then, but forward nothing more: what a hung server or a dead network looks like.
+        delay: Seconds before anything of a connection is forwarded: it takes that long to be made.
     """
 
-    def __init__(self, target: str, cuts: Iterable[int] = (), *, stall: bool = False) -> None:
+    def __init__(self, target: str, cuts: Iterable[int] = (), *, stall: bool = False, delay: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
         self._upstream = (host, int(port))
         self._cuts = iter(tuple(cuts))
-        self._stall = stall
+        self._stall, self._delay = stall, delay
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -46,6 +48,7 @@ class Proxy:
             except OSError:
                 return
             self.connections += 1
+            time.sleep(self._delay)
             try:
                 server = socket.create_connection(self._upstream)
             except OSError:

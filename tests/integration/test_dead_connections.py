@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz import http2
 from tests.integration.images import random_pixels, write_image
 from tests.integration.network import Network, Trouble
-from tests.integration.processes import ServerProcess
+from tests.integration.processes import ServerProcess, wait_until
 from tests.integration.proxy import Proxy
 
 from ome_tensor import DeadlineExceeded
@@ -90,6 +90,25 @@ def test_a_stream_goes_on_where_its_connection_died(target: str) -> None:
         assert network.connections == 2
     assert sorted(found) == list(range(64))
     np.testing.assert_array_equal(found[9], PIXELS[0, 0, 0, 32:64, 32:64])
+
+
+def test_a_connection_that_takes_longer_to_make_than_a_call_may_is_made(target: str) -> None:
+    """Each call that has waited in vain would else begin again with a new one."""
+    with (
+        Proxy(target, delay=1.5) as network,
+        connect(network.target, transport="tcp", timeout=0.5, retry_for=0) as client,
+    ):
+        with pytest.raises(DeadlineExceeded):
+            client.datasets()
+        wait_until(lambda: answered(client), "an answer")
+        assert network.connections == 1
+
+
+def answered(client: Client) -> bool:
+    try:
+        return bool(client.datasets())
+    except DeadlineExceeded:
+        return False
 
 
 def often(options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:

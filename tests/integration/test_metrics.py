@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import socketserver
 import threading
 import time
 import urllib.error
@@ -153,6 +154,26 @@ def test_whoever_sends_nothing_holds_up_nobody(watched: RunningServer) -> None:
         for one in idle:
             one.close()
     wait_until(lambda: get(watched.server.metrics_address, "/livez")[0] == 200, "the port answers")
+
+
+def test_a_place_whose_thread_cannot_be_had_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may be short of processes for a while."""
+    port = http_port.HttpPort("127.0.0.1:0", lambda: b"", lambda: True)
+    host, number = port.address.split(":")
+    refused = []
+
+    def refuse(*_: object) -> None:
+        refused.append(1)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", refuse)
+        for _ in range(40):
+            with socket.create_connection((host, int(number)), timeout=10) as connection:
+                assert connection.recv(1) == b""
+    assert len(refused) == 40
+    assert get(port.address, "/livez")[0] == 200
+    port.close()
 
 
 def test_whoever_sends_a_byte_now_and_then_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

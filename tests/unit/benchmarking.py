@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,21 +29,24 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], seconds: float = 400
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Where one fails, the others are ended with the servers that they have begun.
+            start_new_session=True,
         )
         for name, arguments in commands.items()
     }
+    deadline = time.monotonic() + seconds
     try:
         printed = {}
         for name, process in begun.items():
             # The pipes hold all that one of them prints while another is waited for: a few kilobytes.
-            out, errors = process.communicate(timeout=seconds)
+            out, errors = process.communicate(timeout=deadline - time.monotonic())
             assert process.returncode == 0, f"{name}: {out}{errors}"
             printed[name] = out
         return printed
     finally:
         for process in begun.values():
             if process.returncode is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ome_tensor import InvalidArgument, TensorView
+from ome_tensor import InvalidArgument, TensorView, Unavailable
 from ome_tensor_client import Client, connect
 from ome_tensor_client.health import check_health
 
@@ -75,6 +75,9 @@ def test_what_is_of_one_server() -> None:
         check_health("a:1,b:2")
     with pytest.raises(InvalidArgument, match="transport='mapped' is of one server"):
         connect(["a:1", "b:2"], transport="mapped")
+    for one in (" 127.0.0.1:1\n", ["127.0.0.1:1"]):
+        with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1: connection refused"):
+            check_health(one)  # type: ignore[arg-type]
     assert connect("a:1").targets == connect(["a:1"]).targets == ("a:1",)
 
 
