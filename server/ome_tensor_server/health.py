@@ -21,6 +21,7 @@ from ome_tensor.errors import OmeTensorError
 from ome_tensor.watchdog import Watchdog
 from ome_tensor_proto.status import to_status
 
+from .principals import Caller
 from .receiving import Requests
 
 __all__ = ["Health", "parsed"]
@@ -29,6 +30,9 @@ M = TypeVar("M", bound=Message)
 
 #: Watches at one time. They hold no thread while nothing changes, but a place each in the list of those who are told.
 _MOST_WATCHES = 32
+
+#: Those of one host: what it holds, others cannot.
+_MOST_OF_ONE = 16
 
 #: Threads that tell watches of a change: so many clients may leave a message untaken before others hear of it late.
 _TELLERS = 16
@@ -101,13 +105,17 @@ class Health:
     def Watch(self, parts: Iterator[bytes], context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
         """See ``grpc.health.v1.Health``; returns at once, and the call goes on. One watch too many ends with RESOURCE_EXHAUSTED."""
         service = self._service(parts, context)
+        host = Caller(str(context.peer())).host
         with self._lock:
-            is_one_too_many = sum(map(len, self._watches.values())) >= _MOST_WATCHES
-        if is_one_too_many:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this server answers {_MOST_WATCHES} health watches at once")
+            hosts = [watch.host for watches in self._watches.values() for watch in watches]
+        if len(hosts) >= _MOST_WATCHES or hosts.count(host) >= _MOST_OF_ONE:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this server answers {_MOST_WATCHES} health watches at once, {_MOST_OF_ONE} of them from one host",
+            )
         with self._lock:
             status = self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-            watch = _Watch(context, send_response_callback, status, self._watchdog)
+            watch = _Watch(context, host, send_response_callback, status, self._watchdog)
             self._watches.setdefault(service, set()).add(watch)
         if not context.add_callback(lambda: self._forget(service, watch)):
             self._forget(service, watch)  # Over already.
@@ -159,12 +167,15 @@ class _Watch:
 
     Attributes:
         context: Its call.
+        host: Where it comes from.
         status: What it is to hear, if it has not.
         waiting_since: When it was offered a message that it has not taken yet; ``None`` while none is on offer.
     """
 
-    def __init__(self, context: grpc.ServicerContext, send: Callable[[Any], None], status: int, watchdog: Watchdog) -> None:
-        self.context = context
+    def __init__(
+        self, context: grpc.ServicerContext, host: str, send: Callable[[Any], None], status: int, watchdog: Watchdog
+    ) -> None:
+        self.context, self.host = context, host
         self.status = status
         self.waiting_since: float | None = None
         self._told: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,19 @@ ANYBODY = Principal("anonymous", is_known=False)
 
 
 @lru_cache(maxsize=4096)
+def _network_of(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4 or address.is_loopback or address.is_link_local:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+@lru_cache(maxsize=4096)
 def _host_of(peer: str) -> str:
     kind, _, address = unquote(peer).partition(":")
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
@@ -67,6 +81,14 @@ class Caller:
     def host(self) -> str:
         """The address without its port; the kind of address where it has none."""
         return _host_of(self.peer)
+
+    @property
+    def network(self) -> str:
+        """All addresses that one client may have: the host's; of IPv6, those that begin with the same 64 bits (RFC 4291, section 2.5.4).
+
+        So may a whole laboratory, which is why shares go by hosts, and only what somebody who means harm would do goes by networks.
+        """
+        return _network_of(self.host)
 
     @property
     def is_local(self) -> bool:

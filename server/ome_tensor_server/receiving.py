@@ -28,7 +28,7 @@ REQUEST_SECONDS = 30.0
 
 
 class Requests:
-    """Waits for the requests of calls that have one: of so many calls of one host, and so long.
+    """Waits for the requests of calls that have one: of so many calls of one host (network of IPv6), and so long.
 
     Args:
         most: Calls of one host whose requests may be waited for at one time.
@@ -49,16 +49,16 @@ class Requests:
             InvalidArgument: the call has none.
             Overloaded: too many calls of this host have not sent theirs.
         """
-        host = Caller(str(context.peer())).host
+        network = Caller(str(context.peer())).network
         with self._lock:
-            if self._waiting[host] >= self._most:
+            if self._waiting[network] >= self._most:
                 raise Overloaded(
-                    f"{self._most} calls of {host} have sent no request yet, and no more are waited for; try again later",
+                    f"{self._most} calls of {network} have sent no request yet, and no more are waited for; try again later",
                     field="request",
                     value=self._most,
                     retry_after=RETRY_AFTER,
                 )
-            self._waiting[host] += 1
+            self._waiting[network] += 1
         try:
             data = self.next(parts, context)
             if data is None:
@@ -66,9 +66,9 @@ class Requests:
                 self.next(parts, context)
         finally:
             with self._lock:
-                self._waiting[host] -= 1
-                if not self._waiting[host]:
-                    del self._waiting[host]
+                self._waiting[network] -= 1
+                if not self._waiting[network]:
+                    del self._waiting[network]
         if data is None:
             if not context.is_active():
                 raise gone()

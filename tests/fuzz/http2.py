@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["PREFACE", "Frame", "block", "frame", "frames", "grpc_headers", "headers", "settings"]
+__all__ = ["PREFACE", "Frame", "block", "frame", "frames", "grpc_headers", "headers", "settings", "whole_frames"]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -30,6 +30,11 @@ def frames(data: bytes) -> list[Frame]:
         found.append(rest[place:end])
         place = end
     return found
+
+
+def whole_frames(data: bytes) -> list[Frame]:
+    """Those of :func:`frames` that have come to their end."""
+    return [one for one in frames(data) if len(one) >= 9 and len(one) == 9 + int.from_bytes(one[:3], "big")]
 
 
 def settings(pairs: Iterable[tuple[int, int]] = (), flags: int = 0) -> Frame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import statistics
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from tests.fuzz import http2
 from tests.integration.processes import ServerProcess
 from tests.integration.raw import raw_client, request
 
@@ -149,12 +151,19 @@ def test_small_reads_get_through_while_large_ones_run(big_path: Path, tmp_path: 
 
 
 def test_health_watches_are_bounded(image_path: Path) -> None:
-    """Each holds a thread for as long as its client likes: they must not take those of reads."""
-    with running_server([image_path]) as server, grpc.insecure_channel(server.target) as channel:
+    """Each has a place for as long as its client likes: one host must not take all, nor several more than there are."""
+    with running_server([image_path]) as server, grpc.insecure_channel(server.target) as channel, ExitStack() as stack:
         watches = [health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(80)]
         codes = [code_of(watch) for watch in watches]
-        assert codes.count(grpc.StatusCode.OK) == 32
-        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 48
+        assert codes.count(grpc.StatusCode.OK) == 16
+        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 64
+        for host, answered in (("127.0.0.2", 16), ("127.0.0.3", 0)):
+            connection = stack.enter_context(begin_watches(server.target, host, 20))
+            said, frames = b"", list[bytes]()
+            while len({one[5:9] for one in frames if one[3] == http2.DATA or one[4] & http2.END_STREAM}) < 20:
+                said += connection.recv(1 << 16)
+                frames = http2.whole_frames(said)
+            assert len({one[5:9] for one in frames if one[3] == http2.DATA}) == answered
         with connect(server.target, timeout=10) as client:
             assert client.datasets()
         for watch in watches:
@@ -166,6 +175,18 @@ def test_health_watches_are_bounded(image_path: Path) -> None:
                 break
             assert time.monotonic() < deadline, "the places of watches that ended are free again"
         again.cancel()
+
+
+def begin_watches(target: str, host: str, count: int) -> socket.socket:
+    """So many health watches on one connection from another of this host's addresses."""
+    to, _, port = target.rpartition(":")
+    connection = socket.create_connection((to, int(port)), timeout=20, source_address=(host, 0))
+    said = http2.PREFACE + http2.settings()
+    for number in range(1, 2 * count, 2):
+        said += http2.headers(number, http2.grpc_headers("/grpc.health.v1.Health/Watch"))
+        said += http2.frame(http2.DATA, http2.END_STREAM, number, bytes(5))
+    connection.sendall(said)
+    return connection
 
 
 def code_of(watch: Any) -> grpc.StatusCode:

@@ -57,11 +57,9 @@ def read_until(connection: socket.socket, is_enough: Callable[[bytes], bool]) ->
 
 def ended_streams(said: bytes) -> set[int]:
     """The numbers of the calls that a server has ended."""
-    # The last one may be cut.
-    whole = [one for one in http2.frames(said) if len(one) >= 9 and len(one) == 9 + int.from_bytes(one[:3], "big")]
     return {
         int.from_bytes(one[5:9], "big")
-        for one in whole
+        for one in http2.whole_frames(said)
         if one[3] == http2.RST or (one[4] & http2.END_STREAM and one[3] in (0, 1))
     }
 

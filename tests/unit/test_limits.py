@@ -7,6 +7,7 @@ import pytest
 from ome_tensor.errors import Overloaded
 from ome_tensor_client.backoff import Backoff
 from ome_tensor_server.limits import Rates, Reads
+from ome_tensor_server.principals import Caller
 from ome_tensor_server.settings import Settings
 
 
@@ -105,3 +106,22 @@ def test_a_client_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert 1.5 <= slept[0] <= 1.875
     with pytest.raises(Overloaded):
         backoff.pause(Overloaded("full", retry_after=30))
+
+
+@pytest.mark.parametrize(
+    "peer, host, network",
+    [
+        ("ipv4:10.0.0.7:4321", "10.0.0.7", "10.0.0.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:4321", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("ipv6:%5B2001:db8:1:2::%5D:4321", "2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:10.0.0.7%5D:4321", "::ffff:10.0.0.7", "10.0.0.7"),
+        ("ipv6:%5B::1%5D:4321", "::1", "::1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4321", "fe80::1%eth0", "fe80::1%eth0"),
+        ("unix:", "unix", "unix"),
+    ],
+)
+def test_a_caller_may_have_a_network_of_addresses(peer: str, host: str, network: str) -> None:
+    """One who means harm uses all of it; shares go by hosts, since a laboratory may be in one."""
+    caller = Caller(peer)
+    assert (caller.host, caller.network) == (host, network)
+    assert caller.key == f"anonymous@{host}"
