@@ -127,7 +127,7 @@ def upload(
     failures: list[Exception] = []
 
     def messages() -> Iterator[bytes]:
-        header = pb.UploadHeader(name=name, replace=replace)
+        header = pb.UploadHeader(name=name, replace=replace, checked=True)
         sent = 0
         checksum = UploadChecksum(name)
         yield pb.UploadDatasetRequest(header=header).SerializeToString()

@@ -199,6 +199,9 @@ def _payloads(name: str, first: pb.UploadDatasetRequest, rest: Iterator[pb.Uploa
             )
         following = next(rest, None)
         if following is None:
+            if first.header.checked and not message.xxh3:
+                # A flipped bit can hide the checksum, or all of its message.
+                raise BrokenStream("the upload did not arrive as it was sent (its checksum is missing)", field="xxh3", value=0)
             return
         if following.HasField("header"):
             raise InvalidArgument("only an upload's first message may have a header", field="header")

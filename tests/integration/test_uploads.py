@@ -16,7 +16,7 @@ import pytest
 from tests.integration.images import random_pixels, record_of, write_image
 from tests.integration.processes import ServerProcess, wait_until
 
-from ome_tensor import DatasetNotFound, InvalidArgument, InvalidRecord, LimitExceeded, OmeTensorError
+from ome_tensor import BrokenStream, DatasetNotFound, InvalidArgument, InvalidRecord, LimitExceeded, OmeTensorError
 from ome_tensor_client import Client, connect
 from ome_tensor_proto.methods import ADMIN_METHODS
 from ome_tensor_proto.status import from_rpc_error
@@ -191,6 +191,10 @@ def test_streams_that_are_none(folder: Path) -> None:
         assert isinstance(raw(server.target), InvalidArgument)
         assert isinstance(raw(server.target, part(good)), InvalidArgument)
         assert isinstance(raw(server.target, head, head), InvalidArgument)
+        # A checksum that was announced, and whose tag or message the network has damaged.
+        announced = pb.UploadDatasetRequest(header=pb.UploadHeader(name="up", checked=True))
+        for last in ((), (part(b""),)):
+            assert isinstance(raw(server.target, announced, part(good), *last), BrokenStream)
         short = pb.UploadDatasetRequest(header=pb.UploadHeader(name="up", total_bytes=5))
         assert "bytes arrived of an upload of 5" in str(raw(server.target, short, part(good)))
         large = pb.UploadDatasetRequest(header=pb.UploadHeader(name="up", total_bytes=2 << 20))

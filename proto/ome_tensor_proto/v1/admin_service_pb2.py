@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ome_tensor_proto.v1 import image_pb2 as ome__tensor__proto_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ome_tensor_proto/v1/admin_service.proto\x12\x13ome_tensor_proto.v1\x1a\x1fome_tensor_proto/v1/image.proto\"4\n\x16RegisterDatasetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"I\n\x17RegisterDatasetResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"h\n\x14UploadDatasetRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.ome_tensor_proto.v1.UploadHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04xxh3\x18\x03 \x01(\x06\"B\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07replace\x18\x02 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"F\n\x15UploadDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"%\n\x15RefreshDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x16RefreshDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"$\n\x14RemoveDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveDatasetResponse\"\"\n\x12LoadDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x13LoadDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"!\n\x11\x43\x61ncelLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x12\x43\x61ncelLoadResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x13\n\x11GetMetricsRequest\"B\n\x12GetMetricsResponse\x12,\n\x07samples\x18\x01 \x03(\x0b\x32\x1b.ome_tensor_proto.v1.Sample\"\x8d\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x06labels\x18\x02 \x03(\x0b\x32\'.ome_tensor_proto.v1.Sample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xdb\x05\n\x0c\x41\x64minService\x12l\n\x0fRegisterDataset\x12+.ome_tensor_proto.v1.RegisterDatasetRequest\x1a,.ome_tensor_proto.v1.RegisterDatasetResponse\x12h\n\rUploadDataset\x12).ome_tensor_proto.v1.UploadDatasetRequest\x1a*.ome_tensor_proto.v1.UploadDatasetResponse(\x01\x12i\n\x0eRefreshDataset\x12*.ome_tensor_proto.v1.RefreshDatasetRequest\x1a+.ome_tensor_proto.v1.RefreshDatasetResponse\x12\x66\n\rRemoveDataset\x12).ome_tensor_proto.v1.RemoveDatasetRequest\x1a*.ome_tensor_proto.v1.RemoveDatasetResponse\x12\x62\n\x0bLoadDataset\x12\'.ome_tensor_proto.v1.LoadDatasetRequest\x1a(.ome_tensor_proto.v1.LoadDatasetResponse0\x01\x12]\n\nCancelLoad\x12&.ome_tensor_proto.v1.CancelLoadRequest\x1a\'.ome_tensor_proto.v1.CancelLoadResponse\x12]\n\nGetMetrics\x12&.ome_tensor_proto.v1.GetMetricsRequest\x1a\'.ome_tensor_proto.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ome_tensor_proto/v1/admin_service.proto\x12\x13ome_tensor_proto.v1\x1a\x1fome_tensor_proto/v1/image.proto\"4\n\x16RegisterDatasetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"I\n\x17RegisterDatasetResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"h\n\x14UploadDatasetRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.ome_tensor_proto.v1.UploadHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04xxh3\x18\x03 \x01(\x06\"S\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07replace\x18\x02 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63hecked\x18\x04 \x01(\x08\"F\n\x15UploadDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"%\n\x15RefreshDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x16RefreshDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"$\n\x14RemoveDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveDatasetResponse\"\"\n\x12LoadDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x13LoadDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.ome_tensor_proto.v1.Dataset\"!\n\x11\x43\x61ncelLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x12\x43\x61ncelLoadResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x13\n\x11GetMetricsRequest\"B\n\x12GetMetricsResponse\x12,\n\x07samples\x18\x01 \x03(\x0b\x32\x1b.ome_tensor_proto.v1.Sample\"\x8d\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x06labels\x18\x02 \x03(\x0b\x32\'.ome_tensor_proto.v1.Sample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xdb\x05\n\x0c\x41\x64minService\x12l\n\x0fRegisterDataset\x12+.ome_tensor_proto.v1.RegisterDatasetRequest\x1a,.ome_tensor_proto.v1.RegisterDatasetResponse\x12h\n\rUploadDataset\x12).ome_tensor_proto.v1.UploadDatasetRequest\x1a*.ome_tensor_proto.v1.UploadDatasetResponse(\x01\x12i\n\x0eRefreshDataset\x12*.ome_tensor_proto.v1.RefreshDatasetRequest\x1a+.ome_tensor_proto.v1.RefreshDatasetResponse\x12\x66\n\rRemoveDataset\x12).ome_tensor_proto.v1.RemoveDatasetRequest\x1a*.ome_tensor_proto.v1.RemoveDatasetResponse\x12\x62\n\x0bLoadDataset\x12\'.ome_tensor_proto.v1.LoadDatasetRequest\x1a(.ome_tensor_proto.v1.LoadDatasetResponse0\x01\x12]\n\nCancelLoad\x12&.ome_tensor_proto.v1.CancelLoadRequest\x1a\'.ome_tensor_proto.v1.CancelLoadResponse\x12]\n\nGetMetrics\x12&.ome_tensor_proto.v1.GetMetricsRequest\x1a\'.ome_tensor_proto.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,33 +41,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADDATASETREQUEST']._serialized_start=226
   _globals['_UPLOADDATASETREQUEST']._serialized_end=330
   _globals['_UPLOADHEADER']._serialized_start=332
-  _globals['_UPLOADHEADER']._serialized_end=398
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=400
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=470
-  _globals['_REFRESHDATASETREQUEST']._serialized_start=472
-  _globals['_REFRESHDATASETREQUEST']._serialized_end=509
-  _globals['_REFRESHDATASETRESPONSE']._serialized_start=511
-  _globals['_REFRESHDATASETRESPONSE']._serialized_end=599
-  _globals['_REMOVEDATASETREQUEST']._serialized_start=601
-  _globals['_REMOVEDATASETREQUEST']._serialized_end=637
-  _globals['_REMOVEDATASETRESPONSE']._serialized_start=639
-  _globals['_REMOVEDATASETRESPONSE']._serialized_end=662
-  _globals['_LOADDATASETREQUEST']._serialized_start=664
-  _globals['_LOADDATASETREQUEST']._serialized_end=698
-  _globals['_LOADDATASETRESPONSE']._serialized_start=700
-  _globals['_LOADDATASETRESPONSE']._serialized_end=768
-  _globals['_CANCELLOADREQUEST']._serialized_start=770
-  _globals['_CANCELLOADREQUEST']._serialized_end=803
-  _globals['_CANCELLOADRESPONSE']._serialized_start=805
-  _globals['_CANCELLOADRESPONSE']._serialized_end=844
-  _globals['_GETMETRICSREQUEST']._serialized_start=846
-  _globals['_GETMETRICSREQUEST']._serialized_end=865
-  _globals['_GETMETRICSRESPONSE']._serialized_start=867
-  _globals['_GETMETRICSRESPONSE']._serialized_end=933
-  _globals['_SAMPLE']._serialized_start=936
-  _globals['_SAMPLE']._serialized_end=1077
-  _globals['_SAMPLE_LABELSENTRY']._serialized_start=1032
-  _globals['_SAMPLE_LABELSENTRY']._serialized_end=1077
-  _globals['_ADMINSERVICE']._serialized_start=1080
-  _globals['_ADMINSERVICE']._serialized_end=1811
+  _globals['_UPLOADHEADER']._serialized_end=415
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=417
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=487
+  _globals['_REFRESHDATASETREQUEST']._serialized_start=489
+  _globals['_REFRESHDATASETREQUEST']._serialized_end=526
+  _globals['_REFRESHDATASETRESPONSE']._serialized_start=528
+  _globals['_REFRESHDATASETRESPONSE']._serialized_end=616
+  _globals['_REMOVEDATASETREQUEST']._serialized_start=618
+  _globals['_REMOVEDATASETREQUEST']._serialized_end=654
+  _globals['_REMOVEDATASETRESPONSE']._serialized_start=656
+  _globals['_REMOVEDATASETRESPONSE']._serialized_end=679
+  _globals['_LOADDATASETREQUEST']._serialized_start=681
+  _globals['_LOADDATASETREQUEST']._serialized_end=715
+  _globals['_LOADDATASETRESPONSE']._serialized_start=717
+  _globals['_LOADDATASETRESPONSE']._serialized_end=785
+  _globals['_CANCELLOADREQUEST']._serialized_start=787
+  _globals['_CANCELLOADREQUEST']._serialized_end=820
+  _globals['_CANCELLOADRESPONSE']._serialized_start=822
+  _globals['_CANCELLOADRESPONSE']._serialized_end=861
+  _globals['_GETMETRICSREQUEST']._serialized_start=863
+  _globals['_GETMETRICSREQUEST']._serialized_end=882
+  _globals['_GETMETRICSRESPONSE']._serialized_start=884
+  _globals['_GETMETRICSRESPONSE']._serialized_end=950
+  _globals['_SAMPLE']._serialized_start=953
+  _globals['_SAMPLE']._serialized_end=1094
+  _globals['_SAMPLE_LABELSENTRY']._serialized_start=1049
+  _globals['_SAMPLE_LABELSENTRY']._serialized_end=1094
+  _globals['_ADMINSERVICE']._serialized_start=1097
+  _globals['_ADMINSERVICE']._serialized_end=1828
 # @@protoc_insertion_point(module_scope)

@@ -31,14 +31,16 @@ class UploadDatasetRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., payload: _Optional[bytes] = ..., xxh3: _Optional[int] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("name", "replace", "total_bytes")
+    __slots__ = ("name", "replace", "total_bytes", "checked")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     replace: bool
     total_bytes: int
-    def __init__(self, name: _Optional[str] = ..., replace: bool = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    checked: bool
+    def __init__(self, name: _Optional[str] = ..., replace: bool = ..., total_bytes: _Optional[int] = ..., checked: bool = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset",)
