@@ -171,9 +171,9 @@ def pixels_of(table: ImageTable, row: int = 0, name: str | None = None) -> np.nd
     return view_of_image(image.pixels, Plan(layout="TZCHW")).to_numpy()
 
 
-def tile_of(table: ImageTable, row: int = 0) -> np.ndarray:
+def tile_of(table: ImageTable, row: int = 0, name: str | None = None) -> np.ndarray:
     """Its first pixels, read as a server reads them: no memory is asked for beyond theirs."""
-    return next(view_of_image(table.image(None, row).pixels, Plan()).iter_tiles(tile_size=(1, 4, 4))).array
+    return next(view_of_image(table.image(name, row).pixels, Plan()).iter_tiles(tile_size=(1, 4, 4))).array
 
 
 def loaded(path: Path) -> ImageTable:
