@@ -24,6 +24,7 @@ from ome_tensor.errors import (
     Unavailable,
 )
 from ome_tensor.watchdog import Watchdog
+from ome_tensor_proto.channel_options import CHANNEL_OPTIONS
 from ome_tensor_proto.memory import keep_blocks
 from ome_tensor_proto.methods import ADMIN_METHODS, CHECKSUM, MAY_MOVE, METHODS, ONE_MESSAGE
 from ome_tensor_proto.v1 import tensor_service_pb2 as pb
@@ -47,20 +48,12 @@ M = TypeVar("M", bound=Message)
 _CHANNEL_OPTIONS = (
     # Channels of equal target and options would share one TCP connection across clients.
     ("grpc.use_local_subchannel_pool", 1),
-    # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
-    ("grpc.http2.max_frame_size", (16 << 20) - 1),
+    *CHANNEL_OPTIONS,
     # A message is a few MiB at most; what is larger is not this contract's.
     ("grpc.max_receive_message_length", 256 << 20),
-    ("grpc.max_send_message_length", -1),
     # Measured with 1 MiB messages: 1.40 GB/s with gRPC's own 8 KiB and up, 1.72 with this, which gRPC lowers by itself for what is small.
     ("grpc.experimental.tcp_read_chunk_size", 1 << 20),
     ("grpc.experimental.tcp_min_read_chunk_size", 1 << 20),
-    # A server whose machine vanished is noticed although nothing is sent to it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # What gRPC goes by in truth, whatever else comes (grpc/grpc#39239): without it a minute. A window of 4 MiB may be before the answer: that is
-    # a link of 1 Mbit/s.
-    ("grpc.http2.ping_timeout_ms", 30_000),
     # gRPC's own wait between attempts to connect grows to two minutes; a restarted server would not be noticed for as long.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_SERVIC
 from ome_tensor.blocks import ChunkCache
 from ome_tensor.errors import InvalidArgument
 from ome_tensor.tables import LoadedTable
+from ome_tensor_proto.channel_options import CHANNEL_OPTIONS
 from ome_tensor_proto.methods import ADMIN_SERVICE, SERVICE
 
 from .admin import MOST_CALLS as MOST_ADMIN_CALLS
@@ -57,15 +58,8 @@ _log = logging.getLogger(__name__)
 _METADATA_THREADS = 16
 
 _OPTIONS = (
-    # Measured (PERFORMANCE): large HTTP/2 frames, fewer wake-ups.
-    ("grpc.http2.max_frame_size", (16 << 20) - 1),
-    ("grpc.max_send_message_length", -1),
-    # A client whose machine vanished without a word is noticed within a minute; one that died is noticed at once.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # What gRPC goes by in truth, whatever else comes (grpc/grpc#39239): without it a minute. A window of 4 MiB may be before the answer: that is
-    # a link of 1 Mbit/s.
-    ("grpc.http2.ping_timeout_ms", 30_000),
+    *CHANNEL_OPTIONS,
+    # So often clients may ask whether the server is there, and it asks those that call nothing, too.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
