@@ -48,8 +48,7 @@ class HttpPort:
     """
 
     def __init__(self, listen: str, metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> None:
-        places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        # When each of them has had its time.
+        # The connections that have a place, and when each has had its time.
         ends: dict[socket.socket, float] = {}
 
         class Handler(BaseHTTPRequestHandler):
@@ -87,7 +86,8 @@ class HttpPort:
             address_family = socket.AF_INET6 if ":" in split_address(listen, "metrics")[0] else socket.AF_INET
 
             def process_request(self, request: Any, client_address: Any) -> None:
-                if not places.acquire(blocking=False):
+                # Only the thread that accepts gives places.
+                if len(ends) >= _MOST_CONNECTIONS:
                     self.shutdown_request(request)
                     return
                 ends[request] = time.monotonic() + 2 * _PATIENCE
@@ -96,7 +96,6 @@ class HttpPort:
                 except BaseException:
                     # There is no thread for it, which would have done this.
                     del ends[request]
-                    places.release()
                     raise
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -104,7 +103,6 @@ class HttpPort:
                     super().process_request_thread(request, client_address)
                 finally:
                     del ends[request]
-                    places.release()
 
             def service_actions(self) -> None:
                 # The handler's timeout is of each byte: whoever sends one now and then would keep a place for as long as he likes.
