@@ -24,7 +24,7 @@ class _Failed:
 
 
 class Child:
-    """A process of this benchmark's: talks over a pipe, and ends when the pipe is closed, by :meth:`close` or because its parent is gone.
+    """A process of a benchmark's: talks over a pipe, and ends when the pipe is closed, by :meth:`close` or because its parent is gone.
 
     Args:
         work: Called in it with the other end of the pipe and the arguments.
@@ -77,7 +77,7 @@ class Child:
 def _guarded(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     try:
         work(pipe, *arguments)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionResetError, BrokenPipeError):
         pass  # the parent is through with it
     except BaseException:
         pipe.send(_Failed(f"{work.__name__}: {traceback.format_exc()}"))

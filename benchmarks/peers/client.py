@@ -6,9 +6,7 @@ The process holds the peer's library and a mapping of the expected image, nothin
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,12 +16,14 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.children import PATIENCE, Child
+
 from .base import TILE, WINDOW, Data, Place, Plane, Reader, tile_places
 
 __all__ = ["ClientProcess", "Sample", "Task"]
 
 #: How long a client may take for one task before the benchmark gives up on it.
-_PATIENCE_SECONDS = 300.0
+_TASK_SECONDS = 300.0 - PATIENCE
 
 
 @dataclass(frozen=True)
@@ -61,71 +61,36 @@ class Sample:
     latencies: tuple[float, ...] = ()
 
 
-class ClientProcess:
-    """Starts a reader's process; a context manager that ends it.
+class ClientProcess(Child):
+    """A reader's process; a context manager that ends it.
 
     Args:
         reader: What it runs.
         data: The image to expect.
-
-    Attributes:
-        pid: The process.
     """
 
     def __init__(self, reader: Reader, data: Data) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_work, args=(there, reader, data.npy), daemon=True)
-        self._process.start()
-        there.close()
+        super().__init__(_work, reader, data.npy)
         try:
             # Open and warm: the first bytes have gone both ways.
-            self._answer()
+            self.answer(_TASK_SECONDS)
         except BaseException:
             self.close()
             raise
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
 
     def begin(self, task: Task) -> None:
         """Start a task; :meth:`finish` waits for it."""
-        self._pipe.send(task)
+        self.tell(task)
 
     def finish(self) -> Sample:
         """The task's sample. Raises RuntimeError with the client's traceback where it failed or got wrong pixels."""
-        found = self._answer()
-        assert found is not None
+        found: Sample = self.answer(_TASK_SECONDS)
         return found
 
     def run(self, task: Task) -> Sample:
         """One task, waited for."""
         self.begin(task)
         return self.finish()
-
-    def _answer(self) -> Sample | None:
-        if not self._pipe.poll(_PATIENCE_SECONDS):
-            raise RuntimeError(f"a client has not answered for {_PATIENCE_SECONDS:g} s")
-        try:
-            found = self._pipe.recv()
-        except EOFError:
-            raise RuntimeError("a client's process died") from None
-        if isinstance(found, str):
-            raise RuntimeError(found)
-        return found if isinstance(found, Sample) else None
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def __enter__(self) -> ClientProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _work(pipe: Connection, reader: Reader, npy: Path) -> None:
@@ -137,10 +102,10 @@ def _work(pipe: Connection, reader: Reader, npy: Path) -> None:
         while True:
             task: Task = pipe.recv()
             pipe.send(_perform(task, reader, image))
-    except (EOFError, OSError):
-        pass  # the benchmark is through
-    except BaseException:
-        pipe.send(f"{type(reader).__name__}: {traceback.format_exc()}")
+    except BaseException as error:
+        # All peers are read by this function.
+        error.add_note(type(reader).__name__)
+        raise
     finally:
         reader.close()
 
