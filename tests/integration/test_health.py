@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.fuzz import http2
 from tests.integration.processes import health_of, wait_until
+from tests.integration.raw_calls import EMPTY, begin_calls
 
 from ome_tensor_proto.methods import SERVICE
 from ome_tensor_server.testing import RunningServer, running_server
@@ -30,11 +30,7 @@ def watched(image_path: Path) -> Iterator[RunningServer]:
 
 def unwilling_watch(target: str) -> socket.socket:
     """A watch whose client takes no message: it has given the server no room for one."""
-    host, _, port = target.rpartition(":")
-    connection = socket.create_connection((host, int(port)))
-    head = http2.headers(1, http2.grpc_headers("/grpc.health.v1.Health/Watch"))
-    connection.sendall(http2.PREFACE + http2.settings([(4, 0)]) + head + http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(5)))
-    return connection
+    return begin_calls(target, "/grpc.health.v1.Health/Watch", request=EMPTY, settings=[(4, 0)])
 
 
 def test_watches_that_come_and_go(watched: RunningServer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import statistics
 import threading
 import time
@@ -20,6 +19,7 @@ from grpc_status import rpc_status
 from tests.fuzz import http2
 from tests.integration.processes import ServerProcess
 from tests.integration.raw import raw_client, request
+from tests.integration.raw_calls import EMPTY, begin_calls
 
 from ome_tensor import Overloaded
 from ome_tensor_client import connect
@@ -158,7 +158,9 @@ def test_health_watches_are_bounded(image_path: Path) -> None:
         assert codes.count(grpc.StatusCode.OK) == 16
         assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 64
         for host, answered in (("127.0.0.2", 16), ("127.0.0.3", 0)):
-            connection = stack.enter_context(begin_watches(server.target, host, 20))
+            connection = stack.enter_context(
+                begin_calls(server.target, "/grpc.health.v1.Health/Watch", 20, host=host, request=EMPTY)
+            )
             said, frames = b"", list[bytes]()
             while len({one[5:9] for one in frames if one[3] == http2.DATA or one[4] & http2.END_STREAM}) < 20:
                 said += connection.recv(1 << 16)
@@ -175,18 +177,6 @@ def test_health_watches_are_bounded(image_path: Path) -> None:
                 break
             assert time.monotonic() < deadline, "the places of watches that ended are free again"
         again.cancel()
-
-
-def begin_watches(target: str, host: str, count: int) -> socket.socket:
-    """So many health watches on one connection from another of this host's addresses."""
-    to, _, port = target.rpartition(":")
-    connection = socket.create_connection((to, int(port)), timeout=20, source_address=(host, 0))
-    said = http2.PREFACE + http2.settings()
-    for number in range(1, 2 * count, 2):
-        said += http2.headers(number, http2.grpc_headers("/grpc.health.v1.Health/Watch"))
-        said += http2.frame(http2.DATA, http2.END_STREAM, number, bytes(5))
-    connection.sendall(said)
-    return connection
 
 
 def code_of(watch: Any) -> grpc.StatusCode:

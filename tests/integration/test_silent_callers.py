@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from tests.fuzz import http2
 from tests.integration.processes import health_of, wait_until
+from tests.integration.raw_calls import begin_calls
 
 from ome_tensor_client import connect
 from ome_tensor_proto.methods import METHODS
@@ -24,6 +25,8 @@ from ome_tensor_server.testing import RunningServer, running_server
 CHECK, WATCH = (f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/{name}" for name in ("Check", "Watch"))
 REFLECT = f"/{reflection_pb2.DESCRIPTOR.services_by_name['ServerReflection'].full_name}/ServerReflectionInfo"
 METHOD_PATHS = [METHODS["ListDatasets"].path, METHODS["ReadTiles"].path, CHECK, WATCH, REFLECT]
+#: Another of this host's addresses.
+ELSEWHERE = "127.0.0.2"
 
 
 @pytest.fixture
@@ -33,20 +36,8 @@ def open_server(image_path: Path) -> Iterator[RunningServer]:
         yield server
 
 
-def begin_calls(target: str, path: str, count: int) -> socket.socket:
-    """So many calls on one connection from another of this host's addresses, whose requests do not come."""
-    host, _, port = target.rpartition(":")
-    connection = socket.create_connection((host, int(port)), source_address=("127.0.0.2", 0))
-    head = http2.PREFACE + http2.settings()
-    for number in range(count):
-        head += http2.headers(2 * number + 1, http2.grpc_headers(path))
-    connection.sendall(head)
-    return connection
-
-
 def read_until(connection: socket.socket, is_enough: Callable[[bytes], bool]) -> bytes:
     """What a server says until that is enough."""
-    connection.settimeout(20)
     said = b""
     while not is_enough(said):
         more = connection.recv(1 << 16)
@@ -68,7 +59,7 @@ def ended_streams(said: bytes) -> set[int]:
 def test_others_get_through(open_server: RunningServer, path: str, pixels: np.ndarray) -> None:
     """Whatever is called by whoever is silent, and also a thousand times."""
     with ExitStack() as stack:
-        stack.enter_context(begin_calls(open_server.target, path, 1000))
+        stack.enter_context(begin_calls(open_server.target, path, 1000, host=ELSEWHERE))
         time.sleep(0.2)
         with connect(open_server.target, timeout=5, retry_for=0) as client:
             np.testing.assert_array_equal(client.tensor_view("image", layout="TZCYX").to_numpy(), pixels)
@@ -78,7 +69,7 @@ def test_others_get_through(open_server: RunningServer, path: str, pixels: np.nd
 @pytest.mark.parametrize("path", METHOD_PATHS)
 def test_a_call_without_a_request_comes_to_an_end(open_server: RunningServer, path: str) -> None:
     """Its thread is free again; the client hears of it."""
-    with begin_calls(open_server.target, path, 3) as connection:
+    with begin_calls(open_server.target, path, 3, host=ELSEWHERE) as connection:
         read_until(connection, lambda said: ended_streams(said) == {1, 3, 5})
     requests = open_server.server._requests
     wait_until(lambda: not requests._waiting, "nothing is waited for")
@@ -88,9 +79,9 @@ def test_a_host_with_too_many_of_them_is_told_so(open_server: RunningServer) -> 
     """And may go on when some have ended."""
     most = open_server.server._requests._most
     with ExitStack() as stack:
-        stack.enter_context(begin_calls(open_server.target, METHODS["ReadTiles"].path, most))
-        wait_until(lambda: open_server.server._requests._waiting["127.0.0.2"] == most, "all are waited for")
-        connection = stack.enter_context(begin_calls(open_server.target, METHODS["ListDatasets"].path, 1))
+        stack.enter_context(begin_calls(open_server.target, METHODS["ReadTiles"].path, most, host=ELSEWHERE))
+        wait_until(lambda: open_server.server._requests._waiting[ELSEWHERE] == most, "all are waited for")
+        connection = stack.enter_context(begin_calls(open_server.target, METHODS["ListDatasets"].path, 1, host=ELSEWHERE))
         said = read_until(connection, lambda said: ended_streams(said) == {1})
         assert b"127.0.0.2 have sent no request yet" in said
         assert b"grpc-status" in said
@@ -105,7 +96,7 @@ def test_an_end_without_a_request_is_an_error_of_the_client(open_server: Running
 
 def test_a_server_stops_beside_them(image_path: Path) -> None:
     """Whoever drains waits for no request."""
-    with running_server([image_path]) as server, begin_calls(server.target, METHODS["ReadTiles"].path, 8):
+    with running_server([image_path]) as server, begin_calls(server.target, METHODS["ReadTiles"].path, 8, host=ELSEWHERE):
         wait_until(lambda: sum(server.server._requests._waiting.values()) == 8, "all are waited for")
         began = time.monotonic()
         server.server.stop(grace=20)
@@ -117,7 +108,7 @@ def test_a_client_that_goes_is_no_client_without_a_request(open_server: RunningS
     """What is counted, and said in the log, is that it has gone; and its time is not the server's."""
     many = 40
     for _ in range(many):
-        with begin_calls(open_server.target, METHODS["ListDatasets"].path, 1) as connection:
+        with begin_calls(open_server.target, METHODS["ListDatasets"].path, 1, host=ELSEWHERE) as connection:
             wait_until(lambda: open_server.server._requests._waiting, "it is waited for")
             time.sleep(0.01)
             if way == "reset":
