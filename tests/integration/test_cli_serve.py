@@ -219,7 +219,7 @@ def test_demo_shows_the_whole_way_and_a_picture(tmp_path: Path, tmp_path_factory
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "bool", "int16"])
 def test_demo_of_another_file(tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("PIL.Image")
     pixels = random_pixels((2, 3, 1, 100, 70), dtype)
